@@ -1,0 +1,199 @@
+"""krasis run: answer a prompt, or chat on a terminal."""
+
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from krasis.cli.console import emit_json, note, parse_size
+from krasis.cli.inspect import JsonOption, PackArgument
+from krasis.cli.options import DeviceOption, KvOption, LayoutOption, ThreadsOption, show_notes
+from krasis.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from krasis.pack.reader import Pack
+    from krasis.runtime.engine import Engine
+    from krasis.runtime.generate import Answer
+    from krasis.runtime.kv_cache import KvCache
+    from krasis.runtime.sampler import Sampler
+    from krasis.runtime.tokenizer import Message, Tokenizer
+
+CHAT_CONTEXT = 8192
+
+
+def run(
+    pack: PackArgument,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; - reads standard input. None: chat.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler; drawn when not given.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeat for more.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a conversation may take.")] = None,
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    vram: Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")] = None,
+    kv: KvOption = "bf16",
+    heat: Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")] = None,
+    threads: ThreadsOption = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Answer a prompt, or chat on a terminal when none is given."""
+    from krasis.pack.reader import Pack
+    from krasis.runtime.devices import open_backend
+    from krasis.runtime.engine import Engine, read_spec
+    from krasis.runtime.sampler import Sampler, Sampling
+    from krasis.runtime.tokenizer import Tokenizer
+
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens is {max_tokens}", expected="1 or more")
+    chatting = prompt is None
+    if chatting and (json or raw or not (sys.stdin.isatty() and sys.stdout.isatty())):
+        raise UsageError("no prompt", expected="--prompt TEXT, --prompt - to read it, or a terminal to chat on")
+    seed = secrets.randbits(32) if seed is None else seed
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    opened = Pack(pack)
+    tokenizer = Tokenizer(opened)
+    _place(opened, vram, heat)
+    ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
+    context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
+    backend, notes = open_backend(device, threads)
+    engine = Engine(opened, backend, context=context, kv=kv, layout=layout)
+    show_notes(notes + engine.notes)
+    session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [])
+    if chatting:
+        _chat(session, system, stats)
+        return
+    answer = session.answer(ids, engine.new_state(), quiet=json)
+    if json:
+        emit_json(_result(answer, seed))
+    elif stats:
+        _print_stats(answer, engine)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An engine and how to sample from it."""
+
+    engine: "Engine"
+    tokenizer: "Tokenizer"
+    sampler: "Sampler"
+    max_tokens: int
+    stops: list[str]
+
+    def answer(self, ids: list[int], state: "KvCache", *, quiet: bool = False) -> "Answer":
+        """Generate from `ids`, streaming the text to stdout unless `quiet`."""
+        from krasis.runtime.generate import generate
+
+        room = self.engine.plan.context - state.position - len(ids)
+        if room < 1:
+            expected = f"at most {self.engine.plan.context}, one of them left to generate"
+            raise InputError(f"the conversation takes {state.position + len(ids)} tokens", where="--context", expected=expected)
+        answer = generate(
+            self.engine,
+            self.tokenizer,
+            ids,
+            state,
+            self.sampler,
+            max_tokens=min(self.max_tokens, room),
+            stops=self.stops,
+            show=(lambda text: None) if quiet else _show,
+        )
+        if not quiet:
+            print()
+        return answer
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _read(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt is not UTF-8: byte {error.start}", where="standard input") from error
+
+
+def _prompt_ids(tokenizer: "Tokenizer", prompt: str, raw: bool, system: str | None) -> list[int]:
+    if raw and system is not None:
+        raise UsageError("--system needs a chat template", where="--raw", hint="drop one of them")
+    ids = tokenizer.encode(prompt) if raw else tokenizer.chat([*_system(system), {"role": "user", "content": prompt}])
+    if not ids:
+        raise InputError("the prompt is empty", expected="at least one token")
+    return ids
+
+
+def _system(text: str | None) -> "list[Message]":
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _place(pack: "Pack", vram: str | None, heat: str | None) -> None:
+    from krasis.heat import profile
+
+    if vram is not None:
+        parse_size(vram)
+        note("--vram has no effect on the CPU")
+    if heat is not None:
+        profile.load(pack.path, heat, pack.manifest.root)
+        note("--heat has no effect on the CPU: every expert is read where it lies")
+
+
+def _chat(session: Session, system: str | None, stats: bool) -> None:
+    messages = _system(system)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            # The template may rewrite earlier turns, so the conversation is read anew.
+            answer = session.answer(session.tokenizer.chat(messages), session.engine.new_state())
+        except KeyboardInterrupt:
+            print("\n(interrupted; Ctrl-D ends the chat)")
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": answer.text})
+        if stats:
+            _print_stats(answer, session.engine)
+
+
+def _result(answer: "Answer", seed: int) -> dict[str, Any]:
+    speed = answer.decode_tok_s
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "prompt_tokens": answer.prompt_tokens,
+        "finish_reason": answer.finish_reason,
+        "prefill_tok_s": answer.prefill_tok_s,
+        "ttft_s": answer.ttft_s,
+        "decode_tok_s": speed,
+        "ms_per_token": 1000 / speed if speed else None,
+        "hit_rate": None,
+        "seed": seed,
+    }
+
+
+def _print_stats(answer: "Answer", engine: "Engine") -> None:
+    decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
+    plan = engine.plan
+    print(
+        f"prompt {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first token after {answer.ttft_s:.3f} s; "
+        f"{len(answer.token_ids)} tokens, decode {decode}; "
+        f"weights {plan.weights / 2**20:.1f} MiB mapped, cache {plan.kv / 2**20:.1f} MiB; {engine.backend.name}",
+        file=sys.stderr,
+    )

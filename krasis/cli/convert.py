@@ -1,0 +1,75 @@
+"""krasis convert."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from krasis.cli.console import Reporter, emit_json, human
+from krasis.errors import UsageError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint: a local folder, or a hub id.")],
+    pack: Annotated[Path, typer.Argument(help="Folder to make.")],
+    expert_bits: Annotated[int, typer.Option(help="Bits of routed experts: 4, 8, or 16 for testing.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 128,
+    dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
+    layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
+    jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing pack.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and padding; write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Quantize a checkpoint into a pack."""
+    # Imported here so that --help answers at once.
+    import torch
+
+    from krasis.convert.checkpoint import fetch
+    from krasis.convert.pipeline import Conversion
+
+    settings = _settings(expert_bits, dense_bits, group_size, layouts)
+    if jobs is not None:
+        _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
+        torch.set_num_threads(jobs)
+    conversion = Conversion(fetch(source, revision), settings)
+    if dry_run:
+        _print_plan(conversion.summary(), json)
+        return
+    begin = time.monotonic()
+    with Reporter() as reporter:
+        manifest = conversion.run(pack, reporter, force=force)
+    seconds = time.monotonic() - begin
+    if json:
+        emit_json({"pack": str(pack), "root_hash": manifest.root, "bytes": manifest.weight_bytes, "seconds": seconds})
+    else:
+        print(f"{pack}: {human(manifest.weight_bytes)} in {seconds:.1f} s, root {manifest.root[:12]}")
+
+
+def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> Any:
+    from krasis import layout as known
+    from krasis.pack.manifest import Settings
+
+    _one_of("--expert-bits", expert_bits, (4, 8, 16), "4, 8 or 16")
+    _one_of("--dense-bits", dense_bits, (8, 16), "8 or 16")
+    _one_of("--group-size", group_size, (32, 64, 128), "32, 64 or 128")
+    names = tuple(dict.fromkeys(name.strip() for name in layouts.split(",")))
+    for name in names:
+        _one_of("--layouts", name, known.names(), ", ".join(known.names()))
+    return Settings(expert_bits, dense_bits, group_size, names)
+
+
+def _one_of(flag: str, value: object, allowed: Any, expected: str) -> None:
+    if value not in allowed:
+        raise UsageError(f"{flag} is {value}", expected=expected)
+
+
+def _print_plan(summary: dict[str, Any], json: bool) -> None:
+    if json:
+        emit_json(summary)
+        return
+    print(f"{summary['model_type']}: {human(summary['bytes'])} in {summary['files']} files")
+    for matrix in summary["matrices"]:
+        print(f"  {matrix['kind']:<16} {matrix['codec']:<5} {matrix['shape']} -> {matrix['padded_shape']}")

@@ -1,0 +1,53 @@
+"""Options that several commands share, and the engine they open."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from krasis.cli.console import note
+from krasis.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from krasis.runtime.tokenizer import Tokenizer
+
+Device = Literal["auto", "cpu", "cuda", "reference"]
+Kv = Literal["bf16", "fp8"]
+
+DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; one a physical core when not given.")]
+KvOption = Annotated[Kv, typer.Option(help="Precision of cached keys and values.")]
+LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
+TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]
+# The parser gives an option one value; what follows it lands here, so that `--text A B C` works.
+MoreTextArgument = Annotated[list[Path] | None, typer.Argument(hidden=True)]
+WindowOption = Annotated[int, typer.Option(help="Tokens that are scored together, from an empty context.")]
+TokensOption = Annotated[int | None, typer.Option(help="Use the first N tokens of each file.")]
+
+
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file. Raises InputError where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't read the text: {error.strerror}", where=path) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text: byte {error.start}", where=path) from error
+
+
+def encode_texts(paths: list[Path], tokenizer: "Tokenizer", limit: int | None) -> dict[str, list[int]]:
+    """File name (the whole path where two share a name) -> the ids of its first `limit` tokens."""
+    if limit is not None and limit < 2:
+        raise UsageError(f"--tokens is {limit}", expected="2 or more")
+    names = [path.name for path in paths]
+    return {
+        (str(path) if names.count(path.name) > 1 else path.name): tokenizer.encode(read_text(path), special=False)[:limit]
+        for path in paths
+    }
+
+
+def show_notes(notes: list[str]) -> None:
+    for line in notes:
+        note(line)

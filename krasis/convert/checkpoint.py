@@ -1,0 +1,146 @@
+"""A hub checkpoint: config, tokenizer files and safetensors shards, read one tensor at a time."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from krasis.errors import InputError
+from krasis.pack.manifest import FileHash
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def fetch(source: str, revision: str | None) -> Path:
+    """The folder of `source`: a local one, or a hub id downloaded to the hub's cache."""
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise InputError("--revision names a state of a hub model", where=source, expected="a hub id, not a folder")
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise InputError("no such checkpoint", where=source, expected="a folder, or a hub id such as Qwen/Qwen3-30B-A3B")
+    # Importing the hub client takes longer than converting a small folder.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        hint = "check the name and the network, or give a local folder"
+        raise InputError("can't fetch the model", where=source, expected=reason, hint=hint) from error
+
+
+class Checkpoint:
+    """A checkpoint folder. Raises InputError where it is not one, or names files outside itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = self._json("config.json")
+        self.shard_of = self._shards()
+        self._open: dict[str, Any] = {}
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.shard_of)
+
+    @property
+    def shards(self) -> list[str]:
+        return sorted(set(self.shard_of.values()))
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end tokens that generation_config.json names, none where it is silent."""
+        if not (self.folder / "generation_config.json").is_file():
+            return ()
+        found = self._json("generation_config.json").get("eos_token_id")
+        ids = [] if found is None else found if isinstance(found, list) else [found]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise InputError(f"eos_token_id is {found!r}", where="generation_config.json", expected="token ids")
+        return tuple(ids)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        paths = (self.folder / name for name in TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensor(name, lambda shard: shard.get_slice(name)[:0]).dtype
+
+    def load(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """One tensor in its stored dtype. Raises InputError where it has another shape or an unknown dtype."""
+        tensor = self._tensor(name, lambda shard: shard.get_tensor(name))
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}", where=self.folder, expected=f"{shape}")
+        if tensor.dtype not in DTYPES:
+            expected = "bfloat16, float16 or float32 weights"
+            raise InputError(f"{name} is stored as {tensor.dtype}", where=self.folder, expected=expected)
+        return tensor
+
+    def hashes(self, progress: Callable[[int], None]) -> list[FileHash]:
+        """The size and hash of every shard; `progress` is called with bytes as they are read."""
+        return [self._hash(name, progress) for name in self.shards]
+
+    def _hash(self, name: str, progress: Callable[[int], None]) -> FileHash:
+        path, digest = self.folder / name, hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+                progress(len(chunk))
+        return FileHash(name, path.stat().st_size, digest.hexdigest())
+
+    def _tensor(self, name: str, read: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        try:
+            return read(self._shard(self.shard_of[name]))
+        except SafetensorError as error:
+            raise InputError(f"can't read {name}: {error}", where=self.folder / self.shard_of[name]) from error
+
+    def _shard(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.folder / name, framework="pt")  # type: ignore[no-untyped-call]
+            except (SafetensorError, OSError) as error:
+                hint = "download it again"
+                raise InputError(f"not a safetensors file: {error}", where=self.folder / name, hint=hint) from error
+        return self._open[name]
+
+    def _shards(self) -> dict[str, str]:
+        if (self.folder / INDEX).is_file():
+            listed = self._json(INDEX).get("weight_map")
+            if not isinstance(listed, dict) or not all(map(_plain_name, listed.values())):
+                raise InputError("no valid weight_map", where=self.folder / INDEX, expected="tensor -> file in the folder")
+            self._refuse_missing(set(listed.values()))
+            return listed
+        self._refuse_missing({SINGLE})
+        self.shard_of, self._open = {}, {}
+        return dict.fromkeys(self._shard(SINGLE).keys(), SINGLE)
+
+    def _refuse_missing(self, shards: set[str]) -> None:
+        for shard in sorted(shards):
+            if not (self.folder / shard).is_file():
+                raise InputError("a weight file is missing", where=self.folder / shard, hint="download the model again")
+
+    def _json(self, name: str) -> Mapping[str, Any]:
+        path = self.folder / name
+        try:
+            tree = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise InputError(f"no {name}", where=self.folder, expected="a hub checkpoint with safetensors") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not JSON: {error}", where=path) from error
+        if not isinstance(tree, dict):
+            raise InputError("not a JSON object", where=path)
+        return tree
+
+
+def _plain_name(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
+
+

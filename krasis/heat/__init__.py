@@ -1,0 +1,1 @@
+"""Heat: which experts a workload uses, how much of it a set of experts covers."""

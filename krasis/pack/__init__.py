@@ -1,0 +1,1 @@
+"""The pack: a folder of memory-mappable weights, described by one strict manifest."""

@@ -1,0 +1,126 @@
+"""Open a pack: check every bound, then map its files without copying."""
+
+import hashlib
+import mmap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from krasis.errors import InputError
+from krasis.pack import manifest as manifests
+from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment
+from krasis.pack.record import Section, sections
+
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A segment, the file it lies in, and the sections of its records."""
+
+    file: PackFile
+    segment: Segment
+    sections: tuple[Section, ...]
+
+
+class Pack:
+    """A checked pack. Opening reads the manifest alone; files are mapped read-only when first asked for.
+
+    Raises InputError for whatever is truncated, oversized, missing, unknown or newer.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError("no such pack", where=path, hint="make one with: krasis convert SOURCE PACK")
+        if self.path.name.endswith(PARTIAL):
+            raise InputError("unfinished pack", where=path, hint="run the same convert again to finish it")
+        self.manifest: Manifest = manifests.decode(self._read_manifest(), self.path / manifests.FILE_NAME)
+        for file in (*self.manifest.files, *self.manifest.extras):
+            self._check_size(file)
+        self._located = {
+            (segment.name, segment.layout): Located(file, segment, tuple(sections(segment.tensors, segment.layout)))
+            for file, segment in self.manifest.segments()
+        }
+        self._maps: dict[str, torch.Tensor] = {}
+
+    @cached_property
+    def layouts_of(self) -> dict[str, tuple[str, ...]]:
+        """Segment name -> the layouts it is stored in."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, layout in self._located:
+            found[name] = (*found.get(name, ()), layout)
+        return found
+
+    def segment(self, name: str, layout: str) -> Segment:
+        """The segment `name` in `layout`. Raises InputError where the pack has none."""
+        return self._find(name, layout).segment
+
+    def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], torch.Tensor]:
+        """Views of one record's sections, keyed by (tensor, "codes" | "scales" | "values"). They copy nothing."""
+        found = self._find(name, layout)
+        if not 0 <= index < found.segment.count:
+            raise InputError(f"record {index} of {name}", where=self.path, expected=f"0 to {found.segment.count - 1}")
+        data = self._map(found.file)
+        start = found.segment.offset + index * found.segment.record_bytes
+        return {
+            (s.tensor, s.part): data[start + s.offset : start + s.offset + s.bytes].view(s.dtype).view(s.shape)
+            for s in found.sections
+        }
+
+    def extra(self, name: str) -> bytes | None:
+        """The content of a file the pack carries along (the tokenizer, say), or None."""
+        known = any(extra.name == name for extra in self.manifest.extras)
+        return (self.path / name).read_bytes() if known else None
+
+    def verify(self) -> Iterator[tuple[str, int, bool]]:
+        """Hash everything: yields (what was hashed, its bytes, whether it matches) record by record."""
+        for file, segment in self.manifest.segments():
+            data = memoryview(self._map(file).numpy())
+            size = segment.record_bytes
+            for i, expected in enumerate(segment.sha256):
+                start = segment.offset + i * size
+                digest = hashlib.sha256(data[start : start + size]).hexdigest()
+                yield f"{segment.name}[{i}]@{segment.layout} in {file.name}", size, digest == expected
+        for extra in self.manifest.extras:
+            digest = hashlib.sha256((self.path / extra.name).read_bytes()).hexdigest()
+            yield extra.name, extra.bytes, digest == extra.sha256
+
+    def _find(self, name: str, layout: str) -> Located:
+        try:
+            return self._located[name, layout]
+        except KeyError:
+            have = ", ".join(self.layouts_of.get(name, ())) or "nothing of that name"
+            raise InputError(f"the pack lacks {name} in layout {layout}", where=self.path, expected=have) from None
+
+    def _read_manifest(self) -> bytes:
+        path = self.path / manifests.FILE_NAME
+        try:
+            with path.open("rb") as file:
+                return file.read(manifests.MAX_BYTES + 1)
+        except OSError as error:
+            hint = "convert writes it last, so an unfinished pack has none"
+            raise InputError("not a krasis pack", where=path, expected=f"a manifest ({error.strerror})", hint=hint) from error
+
+    def _check_size(self, file: PackFile | FileHash) -> None:
+        path = self.path / file.name
+        if path.is_symlink() or not path.is_file():
+            raise InputError("a file of the pack is missing", where=path, expected="a plain file of the pack's folder")
+        size = path.stat().st_size
+        if size != file.bytes:
+            kind = "truncated" if size < file.bytes else "longer than it should be"
+            raise InputError(f"a file of the pack is {kind}", where=path, expected=f"{file.bytes} bytes, found {size}")
+
+    def _map(self, file: PackFile) -> torch.Tensor:
+        if file.name not in self._maps:
+            with (self.path / file.name).open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), file.bytes, access=mmap.ACCESS_READ)
+            with warnings.catch_warnings():
+                # torch has no read-only tensors; nothing here writes to a weight.
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                self._maps[file.name] = torch.frombuffer(mapped, dtype=torch.uint8)
+        return self._maps[file.name]

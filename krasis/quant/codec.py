@@ -1,0 +1,83 @@
+"""What the module of a codec provides, and how far a quantized matrix is from its weights."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from krasis.errors import InputError
+from krasis.quant.treesum import tree_sum
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A matrix as codes uint8 [K, N] and scales bfloat16 [K/g, N]: weight[n, k] = (code - ZERO) * scale.
+
+    Raises InputError where dtypes or shapes are not so.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __post_init__(self) -> None:
+        found = f"{self.codes.dtype} {tuple(self.codes.shape)}, {self.scales.dtype} {tuple(self.scales.shape)}"
+        expected = "codes uint8 [K, N] and scales bfloat16 [K/g, N]"
+        if (self.codes.dtype, self.scales.dtype) != (torch.uint8, torch.bfloat16):
+            raise InputError(f"codes and scales are {found}", expected=expected)
+        if self.codes.ndim != 2 or self.scales.ndim != 2 or self.codes.shape[1] != self.scales.shape[1]:
+            raise InputError(f"codes and scales are {found}", expected=expected)
+        if not len(self.scales) or len(self.codes) % len(self.scales):
+            raise InputError(f"codes and scales are {found}", expected=expected)
+
+    @property
+    def group_size(self) -> int:
+        """g: how many consecutive k share a scale. K where the matrix is one group."""
+        return len(self.codes) // len(self.scales)
+
+
+class Codec(Protocol):
+    """A codec with QUANTIZED has ZERO, `quantize` and `dequantize`; one without has DTYPE, `encode` and `decode`."""
+
+    NAME: str
+    BITS: int
+    QUANTIZED: bool
+    ZERO: int
+    DTYPE: torch.dtype
+
+    def quantize(self, weight: Tensor, group_size: int) -> Quantized:
+        """Float [N, K] -> codes and scales, in groups along K; one group where `group_size` is -1.
+
+        A zero weight has the code ZERO, a zero group the scale 0, and every other scale is a normal number. The same
+        bytes come out for any number of threads. Raises InputError where the weight is not a float matrix, K not a
+        multiple of the group size, or a value not finite.
+        """
+
+    def dequantize(self, quantized: Quantized) -> Tensor:
+        """float32 [N, K]."""
+
+    def encode(self, tensor: Tensor) -> Tensor:
+        """Float of any shape -> DTYPE. Raises InputError for another dtype and for values not finite in DTYPE."""
+
+    def decode(self, tensor: Tensor) -> Tensor:
+        """DTYPE -> float32 of the same shape."""
+
+
+def relative_rms(weight: Tensor, approx: Tensor) -> float:
+    """||weight - approx|| / ||weight|| of two float tensors of one shape, 0 where the weight is all zero."""
+    norm = _squares(weight)
+    return math.sqrt(_squares(weight, approx) / norm) if norm else 0.0
+
+
+def _squares(weight: Tensor, approx: Tensor | None = None) -> float:
+    """The sum of squares of the weight, less the approximation if there is one."""
+    total = []
+    for start in range(0, weight.numel(), _CHUNK):
+        part = weight.reshape(-1)[start : start + _CHUNK].double()
+        if approx is not None:
+            part = part - approx.reshape(-1)[start : start + _CHUNK].double()
+        total.append(tree_sum(part.square().view(1, -1, 1)).item())
+    return math.fsum(total)

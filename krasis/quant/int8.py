@@ -1,0 +1,30 @@
+"""INT8: 256 codes a weight, symmetric, the scale from the group's largest magnitude."""
+
+from torch import Tensor
+
+from krasis.quant.codec import Quantized
+from krasis.quant.groups import dequantize_groups, quantize_groups
+
+NAME = "int8"
+BITS = 8
+ZERO = 128
+QUANTIZED = True
+
+
+def quantize(weight: Tensor, group_size: int) -> Quantized:
+    """Float [N, K] -> codes uint8 [K, N] and bfloat16 scales [K/g, N], scale = max|w| / 127 rounded to nearest.
+
+    Errors and guarantees: `Codec.quantize`.
+    """
+    return quantize_groups(weight, group_size, ZERO, _absmax)
+
+
+def dequantize(quantized: Quantized) -> Tensor:
+    """float32 [N, K] = (code - 128) * scale."""
+    return dequantize_groups(quantized, ZERO)
+
+
+def _absmax(groups: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
+    scales = (peaks.abs() / 127).bfloat16().float()
+    # Rounding moves a scale by at most 1/256, so a peak stays under 127.5 steps and no code is ever clamped.
+    return (groups / scales).round_(), scales

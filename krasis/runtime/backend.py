@@ -1,0 +1,47 @@
+"""What a backend provides: products with packed matrices, and attention."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from krasis.models.family import Linear
+from krasis.pack.record import TensorSpec
+
+Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Causal attention of the last tokens over all: q [tokens, heads, dim], k and v [length, kv heads, dim], scale."""
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A matrix as it lies in the pack, the arrays being views of the mapping.
+
+    `codes` and `scales` are None for an unquantized one, `values` for a quantized one.
+    """
+
+    spec: TensorSpec
+    layout: str
+    codes: Tensor | None
+    scales: Tensor | None
+    values: Tensor | None
+
+
+class Backend(Protocol):
+    name: str
+    layouts: tuple[str, ...]
+    """The layouts it can run, best first."""
+
+    def linear(self, matrix: PackedMatrix) -> Linear:
+        """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See `Attention`."""
+
+
+def strip_parts(y: Tensor, spec: TensorSpec) -> Tensor:
+    """Drop the padding at the end of each part: [tokens, padded N] -> [tokens, N]."""
+    if spec.shape[0] == y.shape[-1]:
+        return y
+    rows = spec.shape[0] // spec.parts
+    return y.unflatten(-1, (spec.parts, -1))[..., :rows].flatten(-2)

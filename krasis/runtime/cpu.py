@@ -1,0 +1,32 @@
+"""The CPU backend: native kernels read the pack's bytes where they lie."""
+
+from torch import Tensor
+
+from krasis.models.family import Linear
+from krasis.native.cpu import Matrix, Pool
+from krasis.runtime.attention import fused_attention
+from krasis.runtime.backend import PackedMatrix, strip_parts
+
+
+class CpuBackend:
+    name = "cpu"
+    layouts = ("cpu", "marlin")
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.pool = Pool(threads)
+
+    def linear(self, matrix: PackedMatrix) -> Linear:
+        spec, native = matrix.spec, _native(matrix)
+        columns = spec.shape[0] if spec.parts == 1 else spec.padded_shape[0]
+        return lambda x: strip_parts(self.pool.matmul(native, x, columns), spec)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return fused_attention(q, k, v, scale)
+
+
+def _native(matrix: PackedMatrix) -> Matrix:
+    spec = matrix.spec
+    n, k = spec.padded_shape
+    codes = matrix.values if matrix.codes is None else matrix.codes
+    assert codes is not None
+    return Matrix(spec.codec, matrix.layout, k, n, spec.group_size, codes, matrix.scales)

@@ -1,0 +1,72 @@
+"""A pack made ready to run: backend, weights, state."""
+
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from krasis import models
+from krasis.errors import InputError
+from krasis.models.family import ModelSpec
+from krasis.pack.reader import Pack
+from krasis.runtime import plan as planning
+from krasis.runtime.backend import Backend
+from krasis.runtime.kv_cache import KvCache, KvDtype
+from krasis.runtime.machine import available_ram
+from krasis.runtime.tracer import Tracer
+from krasis.runtime.weights import PackWeights
+
+
+def read_spec(pack: Pack) -> ModelSpec:
+    """The normalized model spec that the pack carries."""
+    tree: dict[str, Any] = pack.manifest.model
+    family = models.get(str(tree.get("model_type")))
+    try:
+        return msgspec.convert(tree, family.Spec)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the pack's model spec is not valid: {error}", where=pack.path) from error
+
+
+class Engine:
+    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        backend: Backend,
+        *,
+        context: int,
+        kv: KvDtype = "bf16",
+        layout: str | None = None,
+        trace: bool = False,
+    ) -> None:
+        self.spec, self.backend = read_spec(pack), backend
+        self._family = models.get(str(pack.manifest.model["model_type"]))
+        self.plan = planning.plan(self.spec, pack.manifest, context, kv, (layout,) if layout else backend.layouts)
+        self.notes = planning.check(self.plan, available_ram())
+        self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
+        self._kv: KvDtype = kv
+        self._model = self._family.build(self.spec, PackWeights(pack, backend, layout=layout, tracer=self.tracer))
+
+    def new_state(self) -> KvCache:
+        """The state of an empty sequence."""
+        shapes = self._family.kv_shapes(self.spec)
+        return KvCache(shapes, self.plan.context, self._kv, self.backend.attention)
+
+    @torch.inference_mode()
+    def last_logits(self, ids: list[int], state: KvCache) -> Tensor:
+        """Append ids to the sequence; float32 [vocabulary] logits after the last."""
+        for start in range(0, len(ids), planning.PREFILL_CHUNK):
+            hidden = self.all_hidden(ids[start : start + planning.PREFILL_CHUNK], state)
+        return self._model.logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def all_hidden(self, ids: list[int], state: KvCache) -> Tensor:
+        """Append ids to the sequence; float32 [len(ids), H] hidden states before the final norm."""
+        return self._model.forward(torch.tensor(ids), state)
+
+    @torch.inference_mode()
+    def all_logits(self, ids: list[int], state: KvCache) -> Tensor:
+        """Append ids to the sequence; float32 [len(ids), vocabulary] logits after each."""
+        return self._model.logits(self.all_hidden(ids, state))

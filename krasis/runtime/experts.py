@@ -1,0 +1,37 @@
+"""The routed sum: each token's chosen experts, weighted. Written once for every backend."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from krasis.models.family import Activation, Linear
+
+
+class RoutedExperts:
+    """Runs the experts that any token chose, in ascending order, so that every sum has one fixed order."""
+
+    def __init__(self, load: Callable[[int], tuple[Linear, Linear]], activation: Activation) -> None:
+        self._load = cache(load)
+        self._activation = activation
+
+    def __call__(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        if len(x) == 1:
+            return self._one_token(x, ids[0].tolist(), weights[0])
+        out = torch.zeros_like(x)
+        for expert in ids.unique().tolist():
+            tokens, slots = (ids == expert).nonzero(as_tuple=True)
+            out.index_add_(0, tokens, self._expert(expert, x[tokens]) * weights[tokens, slots, None])
+        return out
+
+    def _one_token(self, x: Tensor, ids: list[int], weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for expert, slot in sorted((expert, slot) for slot, expert in enumerate(ids)):
+            out += self._expert(expert, x) * weights[slot]
+        return out
+
+    def _expert(self, expert: int, x: Tensor) -> Tensor:
+        w13, w2 = self._load(expert)
+        gate, up = w13(x).chunk(2, dim=-1)
+        return w2(self._activation(gate, up))

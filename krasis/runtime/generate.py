@@ -1,0 +1,73 @@
+"""Answer a prompt: prefill, then token by token until the model, a stop string or the limit ends it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from krasis.runtime.engine import Engine
+from krasis.runtime.kv_cache import KvCache
+from krasis.runtime.sampler import Sampler
+from krasis.runtime.stop import StopText
+from krasis.runtime.tokenizer import Tokenizer
+
+
+@dataclass
+class Answer:
+    """What was generated and how long it took. Times are seconds; token ids include an end token."""
+
+    prompt_tokens: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] = "length"
+    ttft_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.prompt_tokens / self.ttft_s
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Tokens a second after the first; None where there was no second."""
+        return (len(self.token_ids) - 1) / self.decode_s if len(self.token_ids) > 1 else None
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    state: KvCache,
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    stops: Sequence[str] = (),
+    show: Callable[[str], object] = lambda text: None,
+) -> Answer:
+    """Continue `state` with `prompt`, then generate. `show` gets the text piece by piece."""
+    answer = Answer(len(prompt))
+    stream, stop = tokenizer.stream(), StopText(list(stops))
+
+    def emit(text: str) -> None:
+        answer.text += text
+        if text:
+            show(text)
+
+    begin = time.perf_counter()
+    token = sampler(engine.last_logits(prompt, state))
+    answer.ttft_s = time.perf_counter() - begin
+    while True:
+        answer.token_ids.append(token)
+        if token in engine.spec.eos_token_ids:
+            answer.finish_reason = "stop"
+            break
+        emit(stop.push(stream.push(token)))
+        if stop.hit:
+            answer.finish_reason = "stop"
+            break
+        if len(answer.token_ids) == max_tokens:
+            break
+        token = sampler(engine.last_logits([token], state))
+    answer.decode_s = time.perf_counter() - begin - answer.ttft_s
+    emit(stop.flush())
+    return answer

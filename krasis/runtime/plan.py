@@ -1,0 +1,82 @@
+"""Every byte the CPU engine will allocate, known before anything is."""
+
+from dataclasses import dataclass
+
+from krasis import models
+from krasis.errors import FitError, InputError
+from krasis.models.family import ModelSpec
+from krasis.pack.manifest import Manifest
+from krasis.runtime.kv_cache import KvDtype, kv_bytes
+
+PREFILL_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by purpose. `weights` are mapped from the pack and live in the page cache; the rest is allocated."""
+
+    context: int
+    weights: int
+    kv: int
+    workspace: int
+
+    @property
+    def allocated(self) -> int:
+        return self.kv + self.workspace
+
+    @property
+    def resident(self) -> int:
+        return self.weights + self.allocated
+
+
+def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts: tuple[str, ...]) -> Plan:
+    """The plan for sequences of `context` tokens, reading the first of `layouts` that a segment has.
+
+    Raises InputError where the model takes fewer positions.
+    """
+    if context > spec.max_positions:
+        raise InputError(f"a context of {context} tokens", where="the model's positions", expected=f"at most {spec.max_positions}")
+    return Plan(
+        context=context,
+        weights=_read_bytes(manifest, layouts),
+        kv=kv_bytes(models.get(_family(spec)).kv_shapes(spec), context, kv),
+        workspace=_workspace(spec, context),
+    )
+
+
+def check(plan: Plan, available: int) -> list[str]:
+    """Notes on what will be slow. Raises FitError with the number that would fit."""
+    if plan.allocated > available:
+        what = f"a context of {plan.context} tokens needs {_gib(plan.allocated)} of memory"
+        hint = f"about {plan.context * available // plan.allocated} tokens would fit"
+        raise FitError(what, where="RAM", expected=f"{_gib(available)} are available", hint=hint)
+    if plan.resident > available:
+        return [f"the weights ({_gib(plan.weights)}) exceed free memory ({_gib(available)}): reading from disk as it goes"]
+    return []
+
+
+def _read_bytes(manifest: Manifest, layouts: tuple[str, ...]) -> int:
+    chosen: dict[str, tuple[int, int]] = {}
+    order = (*layouts, "plain")
+    for _, segment in manifest.segments():
+        if segment.layout in order:
+            rank = order.index(segment.layout)
+            chosen[segment.name] = min(chosen.get(segment.name, (rank, segment.bytes)), (rank, segment.bytes))
+    return sum(size for _, size in chosen.values())
+
+
+def _workspace(spec: ModelSpec, context: int) -> int:
+    # An upper bound on what one block holds at once: a few float32 rows a token, and attention over the context.
+    chunk = min(context, PREFILL_CHUNK)
+    widest = max(kv_heads * dim for kv_heads, dim in models.get(_family(spec)).kv_shapes(spec))
+    return 4 * (chunk * (16 * spec.hidden_size + context) + 2 * context * widest + spec.vocab_size)
+
+
+def _family(spec: ModelSpec) -> str:
+    tag = spec.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,40 @@
+"""The reference backend: dequantize, multiply in float32. Slow and obvious; it judges the others."""
+
+from torch import Tensor
+
+from krasis import layout as layouts
+from krasis import quant
+from krasis.models.family import Linear
+from krasis.quant.codec import Quantized
+from krasis.runtime.attention import reference_attention
+from krasis.runtime.backend import PackedMatrix, strip_parts
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return tuple(layouts.names())
+
+    def linear(self, matrix: PackedMatrix) -> Linear:
+        # Dequantized at every call, so that memory stays bounded whatever the model's size.
+        return lambda x: x @ dequantize(matrix).T
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return reference_attention(q, k, v, scale)
+
+
+def dequantize(matrix: PackedMatrix) -> Tensor:
+    """float32 [N, K], logical."""
+    spec = matrix.spec
+    if matrix.values is not None:
+        return matrix.values.float()
+    assert matrix.codes is not None
+    assert matrix.scales is not None
+    codec, order = quant.get(spec.codec), layouts.get(matrix.layout)
+    padded_k = spec.padded_shape[1]
+    codes = order.unpack(matrix.codes, codec.BITS)
+    scales = order.unpack_scales(matrix.scales, padded_k, spec.group_size)
+    weight = codec.dequantize(Quantized(codes, scales))[:, : spec.shape[1]]
+    return strip_parts(weight.T, spec).T

@@ -1,0 +1,60 @@
+"""Choose the next token from logits."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from krasis.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy. Filters apply in the order top-k, top-p, min-p; their defaults let all through."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, "--temperature", self.temperature, "0 or more")
+        _require(self.top_k >= 0, "--top-k", self.top_k, "0 (off) or more")
+        _require(0 < self.top_p <= 1, "--top-p", self.top_p, "above 0, at most 1")
+        _require(0 <= self.min_p <= 1, "--min-p", self.min_p, "0 to 1")
+
+
+def _require(holds: bool, flag: str, value: float, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{flag} is {value}", expected=expected)
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(self, logits: Tensor) -> int:
+        """float32 [vocabulary] -> token id. Equal logits resolve to the lowest id when greedy."""
+        if self._sampling.temperature == 0:
+            return int(logits.argmax())
+        probabilities = filtered(logits, self._sampling)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [vocabulary] after temperature and filters; they need not sum to one.
+
+    top-p keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 2020); min-p keeps tokens
+    at least p times as likely as the most likely one (Nguyen et al. 2024).
+    """
+    ranked, order = (logits.double() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
+    if sampling.top_k:
+        ranked[sampling.top_k :] = 0
+        ranked /= ranked.sum()
+    ranked[ranked.cumsum(0) - ranked >= sampling.top_p] = 0
+    ranked[ranked < sampling.min_p * ranked[0]] = 0
+    return torch.zeros_like(ranked).scatter_(0, order, ranked)

@@ -1,0 +1,59 @@
+"""A backend's view of a pack: every matrix where it lies, turned into a product on demand."""
+
+from torch import Tensor
+
+from krasis.errors import InputError
+from krasis.models.family import Activation, Experts, Linear
+from krasis.pack.reader import Pack
+from krasis.runtime.backend import Backend, PackedMatrix
+from krasis.runtime.experts import RoutedExperts
+from krasis.runtime.tracer import Tracer
+
+PLAIN = "plain"
+
+
+class PackWeights:
+    """Implements `krasis.models.family.Weights`. `layout` forces one; else the backend's best that the pack has."""
+
+    def __init__(self, pack: Pack, backend: Backend, *, layout: str | None = None, tracer: Tracer | None = None) -> None:
+        self._pack, self._backend, self._tracer = pack, backend, tracer
+        self._wanted = (layout,) if layout else backend.layouts
+
+    def tensor(self, segment: str, name: str) -> Tensor:
+        return self._pack.arrays(segment, PLAIN)[name, "values"]
+
+    def linear(self, segment: str, name: str) -> Linear:
+        return self._backend.linear(self._matrices(segment, 0)[name])
+
+    def experts(self, segment: str, activation: Activation) -> Experts:
+        def load(expert: int) -> tuple[Linear, Linear]:
+            found = self._matrices(segment, expert)
+            return self._backend.linear(found["w13"]), self._backend.linear(found["w2"])
+
+        experts = RoutedExperts(load, activation)
+        return experts if self._tracer is None else _traced(experts, int(segment.split(".")[1]), self._tracer)
+
+    def _matrices(self, segment: str, index: int) -> dict[str, PackedMatrix]:
+        layout = self._layout(segment)
+        arrays = self._pack.arrays(segment, layout, index)
+        return {
+            spec.name: PackedMatrix(spec, layout, *(arrays.get((spec.name, part)) for part in ("codes", "scales", "values")))
+            for spec in self._pack.segment(segment, layout).tensors
+        }
+
+    def _layout(self, segment: str) -> str:
+        have = self._pack.layouts_of.get(segment, ())
+        for layout in (*self._wanted, PLAIN):
+            if layout in have:
+                return layout
+        expected = f"a layout that the {self._backend.name} backend runs: {', '.join(self._wanted)}"
+        hint = "convert again with --layouts"
+        raise InputError(f"{segment} is packed as {', '.join(have) or 'nothing'}", where=self._pack.path, expected=expected, hint=hint)
+
+
+def _traced(experts: Experts, layer: int, tracer: Tracer) -> Experts:
+    def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        tracer.record(layer, ids)
+        return experts(x, ids, weights)
+
+    return run
