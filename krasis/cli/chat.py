@@ -3,12 +3,11 @@
 import secrets
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import emit_json, note, parse_size
+from krasis.cli.console import emit_json, human, note, parse_size
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import DeviceOption, KvOption, LayoutOption, ThreadsOption, show_notes
 from krasis.errors import InputError, UsageError
@@ -40,7 +39,7 @@ def run(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     vram: Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")] = None,
-    kv: KvOption = "bf16",
+    kv: KvOption = None,
     heat: Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")] = None,
     threads: ThreadsOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
@@ -96,7 +95,9 @@ class Session:
         room = self.engine.plan.context - state.position - len(ids)
         if room < 1:
             expected = f"at most {self.engine.plan.context}, one of them left to generate"
-            raise InputError(f"the conversation takes {state.position + len(ids)} tokens", where="--context", expected=expected)
+            raise InputError(
+                f"the conversation takes {state.position + len(ids)} tokens", where="--context", expected=expected
+            )
         answer = generate(
             self.engine,
             self.tokenizer,
@@ -190,10 +191,9 @@ def _result(answer: "Answer", seed: int) -> dict[str, Any]:
 
 def _print_stats(answer: "Answer", engine: "Engine") -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
-    plan = engine.plan
-    print(
-        f"prompt {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first token after {answer.ttft_s:.3f} s; "
-        f"{len(answer.token_ids)} tokens, decode {decode}; "
-        f"weights {plan.weights / 2**20:.1f} MiB mapped, cache {plan.kv / 2**20:.1f} MiB; {engine.backend.name}",
-        file=sys.stderr,
+    lines = (
+        f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
+        f"answer: {len(answer.token_ids)} tokens at {decode}",
+        f"memory: {human(engine.plan.weights)} of weights mapped, {human(engine.plan.kv)} of cache; {engine.backend.name}",
     )
+    print("\n".join(lines), file=sys.stderr)

@@ -2,12 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from krasis.cli.console import Reporter, emit_json, human
 from krasis.errors import UsageError
+
+if TYPE_CHECKING:
+    from krasis.pack.manifest import Settings
 
 
 def convert(
@@ -48,7 +51,9 @@ def convert(
         print(f"{pack}: {human(manifest.weight_bytes)} in {seconds:.1f} s, root {manifest.root[:12]}")
 
 
-def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> Any:
+def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":
+    import msgspec
+
     from krasis import layout as known
     from krasis.pack.manifest import Settings
 
@@ -58,7 +63,8 @@ def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) 
     names = tuple(dict.fromkeys(name.strip() for name in layouts.split(",")))
     for name in names:
         _one_of("--layouts", name, known.names(), ", ".join(known.names()))
-    return Settings(expert_bits, dense_bits, group_size, names)
+    found = {"expert_bits": expert_bits, "dense_bits": dense_bits, "group_size": group_size, "layouts": names}
+    return msgspec.convert(found, Settings)
 
 
 def _one_of(flag: str, value: object, allowed: Any, expected: str) -> None:

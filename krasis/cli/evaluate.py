@@ -35,7 +35,7 @@ def evaluate(
     path: Annotated[Literal["prefill", "decode"], typer.Option(help="Whole windows, or token by token.")] = "prefill",
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
-    kv: KvOption = "bf16",
+    kv: KvOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -132,4 +132,5 @@ def profile_heat(
         return
     print(f"{destination}: {measured.tokens} tokens, {len(found.layers)} layers")
     for share, mass in coverage.items():
-        print(f"  hottest {share}% of experts hold {mass:.1%} of the routing of {measured.held_out_tokens} held-out tokens")
+        held_out = f"the routing of {measured.held_out_tokens} held-out tokens"
+        print(f"  hottest {share}% of experts hold {mass:.1%} of {held_out}")

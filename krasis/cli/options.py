@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from krasis.runtime.tokenizer import Tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "reference"]
-Kv = Literal["bf16", "fp8"]
+Kv = Literal["f32", "bf16", "fp8"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; one a physical core when not given.")]
-KvOption = Annotated[Kv, typer.Option(help="Precision of cached keys and values.")]
+KvOption = Annotated[
+    Kv | None, typer.Option(help="Precision of cached keys and values; bf16, or f32 on the reference.")
+]
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
 TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]
 # The parser gives an option one value; what follows it lands here, so that `--text A B C` works.
 MoreTextArgument = Annotated[list[Path] | None, typer.Argument(hidden=True)]
 WindowOption = Annotated[int, typer.Option(help="Tokens that are scored together, from an empty context.")]
 TokensOption = Annotated[int | None, typer.Option(help="Use the first N tokens of each file.")]
-
-
 
 
 def read_text(path: Path) -> str:
@@ -43,7 +43,9 @@ def encode_texts(paths: list[Path], tokenizer: "Tokenizer", limit: int | None) -
         raise UsageError(f"--tokens is {limit}", expected="2 or more")
     names = [path.name for path in paths]
     return {
-        (str(path) if names.count(path.name) > 1 else path.name): tokenizer.encode(read_text(path), special=False)[:limit]
+        (str(path) if names.count(path.name) > 1 else path.name): tokenizer.encode(read_text(path), special=False)[
+            :limit
+        ]
         for path in paths
     }
 

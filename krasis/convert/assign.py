@@ -8,7 +8,7 @@ from krasis import quant
 from krasis.layout.marlin import padded_shape
 from krasis.models.family import Group, Weight
 from krasis.pack.manifest import Settings
-from krasis.pack.record import TensorSpec
+from krasis.pack.record import GroupSize, TensorSpec
 from krasis.pack.writer import SegmentPlan
 
 PLAIN = "plain"
@@ -49,7 +49,7 @@ def _plain(weight: Weight, codec: str) -> TensorSpec:
     return TensorSpec(weight.name, codec, _shape(weight), _shape(weight))
 
 
-def _quantized(weights: tuple[Weight, ...], codec: str, group_size: int) -> tuple[TensorSpec, ...]:
+def _quantized(weights: tuple[Weight, ...], codec: str, group_size: GroupSize) -> tuple[TensorSpec, ...]:
     padded: dict[str, tuple[int, int]] = {}
     # A matrix that feeds another is padded after it: its rows must fill the other's padded input.
     for weight in sorted(weights, key=lambda weight: bool(weight.feeds)):

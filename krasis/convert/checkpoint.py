@@ -26,7 +26,9 @@ def fetch(source: str, revision: str | None) -> Path:
             raise InputError("--revision names a state of a hub model", where=source, expected="a hub id, not a folder")
         return path
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError("no such checkpoint", where=source, expected="a folder, or a hub id such as Qwen/Qwen3-30B-A3B")
+        raise InputError(
+            "no such checkpoint", where=source, expected="a folder, or a hub id such as Qwen/Qwen3-30B-A3B"
+        )
     # Importing the hub client takes longer than converting a small folder.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -105,7 +107,7 @@ class Checkpoint:
     def _shard(self, name: str) -> Any:
         if name not in self._open:
             try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")  # type: ignore[no-untyped-call]
+                self._open[name] = safe_open(self.folder / name, framework="pt")
             except (SafetensorError, OSError) as error:
                 hint = "download it again"
                 raise InputError(f"not a safetensors file: {error}", where=self.folder / name, hint=hint) from error
@@ -115,7 +117,9 @@ class Checkpoint:
         if (self.folder / INDEX).is_file():
             listed = self._json(INDEX).get("weight_map")
             if not isinstance(listed, dict) or not all(map(_plain_name, listed.values())):
-                raise InputError("no valid weight_map", where=self.folder / INDEX, expected="tensor -> file in the folder")
+                raise InputError(
+                    "no valid weight_map", where=self.folder / INDEX, expected="tensor -> file in the folder"
+                )
             self._refuse_missing(set(listed.values()))
             return listed
         self._refuse_missing({SINGLE})
@@ -142,5 +146,3 @@ class Checkpoint:
 
 def _plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
-
-

@@ -119,7 +119,9 @@ class Conversion:
 
     def _account(self, family: Family, groups: list[Group]) -> None:
         """Every tensor is used or rightly ignored, and none is missing."""
-        used = {source for group in groups for record in group.records for weight in record for source in weight.sources}
+        used = {
+            source for group in groups for record in group.records for weight in record for source in weight.sources
+        }
         if missing := sorted(used - self.checkpoint.names):
             what = f"{missing[0]} is missing" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             raise InputError(what, where=self.checkpoint.folder, hint="download the model again")

@@ -10,7 +10,7 @@ from msgspec import Meta
 from krasis.errors import InputError
 from krasis.pack.manifest import FileHash, Sha256, Size
 
-VERSION = 1
+VERSION: Literal[1] = 1
 MAX_BYTES = 64 << 20
 SUFFIX = ".json.zst"
 
@@ -45,7 +45,9 @@ def decode(raw: bytes, where: object) -> HeatProfile:
         text = zstandard.ZstdDecompressor().decompress(raw, max_output_size=MAX_BYTES)
         return msgspec.json.decode(text, type=HeatProfile)
     except (zstandard.ZstdError, msgspec.DecodeError) as error:
-        raise InputError(f"not a heat profile: {error}", where=where, hint="make one with: krasis profile-heat") from error
+        raise InputError(
+            f"not a heat profile: {error}", where=where, hint="make one with: krasis profile-heat"
+        ) from error
 
 
 def path_in(pack: Path, name: str) -> Path:

@@ -73,4 +73,6 @@ class Config:
         for name, value in self._tree.items():
             if name not in self._seen | HARMLESS and not name.startswith("_") and value is not None:
                 hint = "krasis can't tell whether it changes the result"
-                raise InputError(f"unknown key {name!r} = {value!r}", where="config.json", expected="keys it knows", hint=hint)
+                raise InputError(
+                    f"unknown key {name!r} = {value!r}", where="config.json", expected="keys it knows", hint=hint
+                )

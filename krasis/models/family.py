@@ -54,7 +54,7 @@ Activation = Callable[[Tensor, Tensor], Tensor]
 """(gate, up), each [tokens, I] -> [tokens, I]."""
 
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x [tokens, H], expert ids int64 [tokens, top_k], weights float32 [tokens, top_k]) -> their weighted sum [tokens, H]."""
+"""(x [tokens, H], expert ids int64 [tokens, top_k], weights float32 [tokens, top_k]) -> weighted sum [tokens, H]."""
 
 
 class Weights(Protocol):
@@ -111,5 +111,3 @@ class Family(Protocol):
 
     def build(self, spec: Any, weights: Weights) -> Model:
         """The model on a backend's weights."""
-
-

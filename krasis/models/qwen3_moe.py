@@ -11,7 +11,7 @@ from krasis.models.config import Config
 from krasis.models.family import Count, Group, ModelSpec, Positive, State, Weight, Weights
 
 
-class Spec(ModelSpec, tag="qwen3_moe"):
+class Spec(ModelSpec, frozen=True, tag="qwen3_moe"):
     """`intermediate_size` is the width of the layers in `dense_layers`, which have one MLP and no experts."""
 
     num_heads: Count
@@ -67,7 +67,10 @@ def groups(spec: Spec) -> Iterator[tuple[str, list[Group]]]:
     embed = "model.embed_tokens.weight"
     head = embed if spec.tied_embeddings else "lm_head.weight"
     keep = (Weight("embed", (embed,), (vocab, hidden)), Weight("norm", ("model.norm.weight",), (hidden,)))
-    yield "base.bin", [Group("base", "keep", (keep,)), Group("head", "dense", ((Weight("lm_head", (head,), (vocab, hidden)),),))]
+    yield (
+        "base.bin",
+        [Group("base", "keep", (keep,)), Group("head", "dense", ((Weight("lm_head", (head,), (vocab, hidden)),),))],
+    )
     for layer in range(spec.num_layers):
         yield f"layer-{layer:03d}.bin", _layer_groups(spec, layer)
 
@@ -171,7 +174,7 @@ class _Block:
         return rms_norm(x, self._norms[norm], self._spec.norm_eps)
 
     def _attention(self, x: Tensor, angles: tuple[Tensor, Tensor], state: State) -> Tensor:
-        q, k, v = (linear(x).unflatten(-1, (-1, self._spec.head_dim)) for linear in (self._q, self._k, self._v))
+        q, k, v = (linear(x).view(len(x), -1, self._spec.head_dim) for linear in (self._q, self._k, self._v))
         q = rotate(self._normed(q, "q_norm"), angles)
         k = rotate(self._normed(k, "k_norm"), angles)
         return self._o(state.attend(self._layer, q, k, v, self._spec.head_dim**-0.5).flatten(-2))

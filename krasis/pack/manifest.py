@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from krasis.errors import InputError
-from krasis.pack.record import TensorSpec, record_bytes
+from krasis.pack.record import GroupSize, TensorSpec, record_bytes
 
 FORMAT, VERSION = "krasis-pack", 1
 FILE_NAME = "manifest.json"
@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     expert_bits: Literal[4, 8, 16]
     dense_bits: Literal[8, 16]
-    group_size: Literal[32, 64, 128]
+    group_size: GroupSize
     layouts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)]
 
 
@@ -147,7 +147,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _check_files(manifest: Manifest) -> None:
-    names = [file.name for file in (*manifest.files, *manifest.extras)] + [FILE_NAME]
+    names = [file.name for file in manifest.files] + [extra.name for extra in manifest.extras] + [FILE_NAME]
     _refuse_duplicates("file", names)
     _refuse_duplicates("segment", [f"{s.name}@{s.layout}" for _, s in manifest.segments()])
     for file in manifest.files:
@@ -183,5 +183,3 @@ def _check_errors(manifest: Manifest) -> None:
 def _refuse_duplicates(kind: str, names: list[str]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"{kind} {next(n for n in names if names.count(n) > 1)!r} is listed twice")
-
-

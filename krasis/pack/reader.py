@@ -12,7 +12,7 @@ import torch
 
 from krasis.errors import InputError
 from krasis.pack import manifest as manifests
-from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment
+from krasis.pack.manifest import Manifest, PackFile, Segment
 from krasis.pack.record import Section, sections
 
 PARTIAL = ".partial"
@@ -40,8 +40,10 @@ class Pack:
         if self.path.name.endswith(PARTIAL):
             raise InputError("unfinished pack", where=path, hint="run the same convert again to finish it")
         self.manifest: Manifest = manifests.decode(self._read_manifest(), self.path / manifests.FILE_NAME)
-        for file in (*self.manifest.files, *self.manifest.extras):
-            self._check_size(file)
+        for file in self.manifest.files:
+            self._check_size(file.name, file.bytes)
+        for extra in self.manifest.extras:
+            self._check_size(extra.name, extra.bytes)
         self._located = {
             (segment.name, segment.layout): Located(file, segment, tuple(sections(segment.tensors, segment.layout)))
             for file, segment in self.manifest.segments()
@@ -80,11 +82,11 @@ class Pack:
     def verify(self) -> Iterator[tuple[str, int, bool]]:
         """Hash everything: yields (what was hashed, its bytes, whether it matches) record by record."""
         for file, segment in self.manifest.segments():
-            data = memoryview(self._map(file).numpy())
+            data = self._map(file).numpy()
             size = segment.record_bytes
             for i, expected in enumerate(segment.sha256):
                 start = segment.offset + i * size
-                digest = hashlib.sha256(data[start : start + size]).hexdigest()
+                digest = hashlib.sha256(data[start : start + size].data).hexdigest()
                 yield f"{segment.name}[{i}]@{segment.layout} in {file.name}", size, digest == expected
         for extra in self.manifest.extras:
             digest = hashlib.sha256((self.path / extra.name).read_bytes()).hexdigest()
@@ -104,16 +106,18 @@ class Pack:
                 return file.read(manifests.MAX_BYTES + 1)
         except OSError as error:
             hint = "convert writes it last, so an unfinished pack has none"
-            raise InputError("not a krasis pack", where=path, expected=f"a manifest ({error.strerror})", hint=hint) from error
+            raise InputError(
+                "not a krasis pack", where=path, expected=f"a manifest ({error.strerror})", hint=hint
+            ) from error
 
-    def _check_size(self, file: PackFile | FileHash) -> None:
-        path = self.path / file.name
+    def _check_size(self, name: str, expected: int) -> None:
+        path = self.path / name
         if path.is_symlink() or not path.is_file():
             raise InputError("a file of the pack is missing", where=path, expected="a plain file of the pack's folder")
         size = path.stat().st_size
-        if size != file.bytes:
-            kind = "truncated" if size < file.bytes else "longer than it should be"
-            raise InputError(f"a file of the pack is {kind}", where=path, expected=f"{file.bytes} bytes, found {size}")
+        if size != expected:
+            kind = "truncated" if size < expected else "longer than it should be"
+            raise InputError(f"a file of the pack is {kind}", where=path, expected=f"{expected} bytes, found {size}")
 
     def _map(self, file: PackFile) -> torch.Tensor:
         if file.name not in self._maps:

@@ -21,6 +21,7 @@ SECTION_ALIGN = 256
 RECORD_ALIGN = 4096
 MAX_PAD = 128
 
+GroupSize = Literal[32, 64, 128]
 Dim = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=4)]
 
@@ -37,8 +38,8 @@ class TensorSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     codec: str
     shape: Shape
     padded_shape: Shape
-    group_size: Literal[0, 32, 64, 128] = 0
-    parts: Literal[1, 2] = 1
+    group_size: Literal[0] | GroupSize = 0
+    parts: Annotated[int, Meta(ge=1, le=2)] = 1
 
     @property
     def quantized(self) -> bool:

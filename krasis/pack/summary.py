@@ -27,7 +27,10 @@ def matrices(segments: Iterable[Described], errors: Mapping[str, Sequence[float]
             if tensor.quantized:
                 name = f"{segment.name}.{tensor.name}"
                 found.setdefault((kind(segment.name, tensor.name), tensor), {})[name] = errors.get(name, ())
-    return [_entry(what, tensor, [e for figures in by_name.values() for e in figures]) for (what, tensor), by_name in found.items()]
+    return [
+        _entry(what, tensor, [e for figures in by_name.values() for e in figures])
+        for (what, tensor), by_name in found.items()
+    ]
 
 
 def kind(segment: str, tensor: str) -> str:

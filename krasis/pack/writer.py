@@ -257,7 +257,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise FitError("the disk is full", where=path, hint="make room, then run the same command to continue") from error
+        raise FitError(
+            "the disk is full", where=path, hint="make room, then run the same command to continue"
+        ) from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -275,5 +277,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-

@@ -53,7 +53,7 @@ class Codec(Protocol):
 
         A zero weight has the code ZERO, a zero group the scale 0, and every other scale is a normal number. The same
         bytes come out for any number of threads. Raises InputError where the weight is not a float matrix, K not a
-        multiple of the group size, or a value not finite.
+        multiple of the group size, or a value NaN, infinite or beyond 2^127.
         """
 
     def dequantize(self, quantized: Quantized) -> Tensor:

@@ -18,6 +18,8 @@ no square overflows or vanishes.
 _CHUNK = 1 << 19
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 _EXPONENT = 0x7F80_0000
+# Rounding up a scale for a larger weight would let a dequantized value overflow.
+_LIMIT = 2.0**127
 
 
 def quantize_groups(weight: Tensor, group_size: int, zero: int, choose: Choose) -> Quantized:
@@ -26,7 +28,7 @@ def quantize_groups(weight: Tensor, group_size: int, zero: int, choose: Choose) 
     group_size = k if group_size == -1 else group_size
     codes = torch.empty(k, n, dtype=torch.uint8)
     scales = torch.empty(k // group_size, n, dtype=torch.bfloat16)
-    _refuse_nonfinite(weight)
+    _refuse_unusable(weight)
     for chunk in _chunks(n, k):
         groups = weight[chunk].float().t().contiguous().view(k // group_size, group_size, -1)
         numbers, chosen = _normalized(groups, choose)
@@ -63,10 +65,12 @@ def _check(weight: Tensor, group_size: int) -> tuple[int, int]:
     return n, k
 
 
-def _refuse_nonfinite(weight: Tensor) -> None:
-    count = sum(int((~weight[chunk].float().isfinite()).sum()) for chunk in _chunks(*weight.shape))
+def _refuse_unusable(weight: Tensor) -> None:
+    # Written so that a NaN counts too.
+    count = sum(int((~(weight[chunk].float().abs() < _LIMIT)).sum()) for chunk in _chunks(*weight.shape))
     if count:
-        raise InputError(f"{count} of {weight.numel()} weights are not finite", expected="finite float32 values")
+        what = f"{count} of {weight.numel()} weights are NaN, infinite or beyond 2^127"
+        raise InputError(what, expected="finite weights")
 
 
 def _chunks(n: int, k: int) -> list[slice]:

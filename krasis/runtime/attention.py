@@ -26,6 +26,6 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The same by torch's scaled_dot_product_attention, in float32."""
     mask = None if len(q) == 1 else causal_mask(len(q), len(k))
-    heads_first = (t.float().transpose(0, 1)[None] for t in (q, k, v))
-    out = functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale, enable_gqa=True)
+    q, k, v = (t.float().transpose(0, 1)[None] for t in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from krasis.models.family import Linear
 from krasis.pack.record import TensorSpec
+
+KvDtype = Literal["f32", "bf16", "fp8"]
 
 Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Causal attention of the last tokens over all: q [tokens, heads, dim], k and v [length, kv heads, dim], scale."""
@@ -28,9 +30,11 @@ class PackedMatrix:
 
 
 class Backend(Protocol):
+    """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told."""
+
     name: str
     layouts: tuple[str, ...]
-    """The layouts it can run, best first."""
+    kv: KvDtype
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
@@ -44,4 +48,4 @@ def strip_parts(y: Tensor, spec: TensorSpec) -> Tensor:
     if spec.shape[0] == y.shape[-1]:
         return y
     rows = spec.shape[0] // spec.parts
-    return y.unflatten(-1, (spec.parts, -1))[..., :rows].flatten(-2)
+    return y.view(len(y), spec.parts, -1)[..., :rows].flatten(-2)

@@ -5,14 +5,15 @@ from torch import Tensor
 from krasis.models.family import Linear
 from krasis.native.cpu import Matrix, Pool
 from krasis.runtime.attention import fused_attention
-from krasis.runtime.backend import PackedMatrix, strip_parts
+from krasis.runtime.backend import KvDtype, PackedMatrix, strip_parts
 
 
 class CpuBackend:
     name = "cpu"
-    layouts = ("cpu", "marlin")
+    kv: KvDtype = "bf16"
 
     def __init__(self, threads: int | None = None) -> None:
+        self.layouts: tuple[str, ...] = ("cpu", "marlin")
         self.pool = Pool(threads)
 
     def linear(self, matrix: PackedMatrix) -> Linear:

@@ -16,7 +16,9 @@ def open_backend(device: Device, threads: int | None) -> tuple[Backend, list[str
     """The backend of `device` and notes on what was chosen. Raises UsageError for one this build lacks."""
     if device == "cuda":
         hint = "use --device cpu"
-        raise UsageError("this build has no CUDA engine", where="--device cuda", expected="auto, cpu or reference", hint=hint)
+        raise UsageError(
+            "this build has no CUDA engine", where="--device cuda", expected="auto, cpu or reference", hint=hint
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"--threads is {threads}", expected="1 or more")
     if device == "reference":

@@ -11,8 +11,8 @@ from krasis.errors import InputError
 from krasis.models.family import ModelSpec
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
-from krasis.runtime.backend import Backend
-from krasis.runtime.kv_cache import KvCache, KvDtype
+from krasis.runtime.backend import Backend, KvDtype
+from krasis.runtime.kv_cache import KvCache
 from krasis.runtime.machine import available_ram
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
@@ -37,16 +37,16 @@ class Engine:
         backend: Backend,
         *,
         context: int,
-        kv: KvDtype = "bf16",
+        kv: KvDtype | None = None,
         layout: str | None = None,
         trace: bool = False,
     ) -> None:
         self.spec, self.backend = read_spec(pack), backend
+        self._kv = kv or backend.kv
         self._family = models.get(str(pack.manifest.model["model_type"]))
-        self.plan = planning.plan(self.spec, pack.manifest, context, kv, (layout,) if layout else backend.layouts)
+        self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, (layout,) if layout else backend.layouts)
         self.notes = planning.check(self.plan, available_ram())
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
-        self._kv: KvDtype = kv
         self._model = self._family.build(self.spec, PackWeights(pack, backend, layout=layout, tracer=self.tracer))
 
     def new_state(self) -> KvCache:

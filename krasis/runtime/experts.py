@@ -20,7 +20,7 @@ class RoutedExperts:
         if len(x) == 1:
             return self._one_token(x, ids[0].tolist(), weights[0])
         out = torch.zeros_like(x)
-        for expert in ids.unique().tolist():
+        for expert in torch.unique(ids).tolist():
             tokens, slots = (ids == expert).nonzero(as_tuple=True)
             out.index_add_(0, tokens, self._expert(expert, x[tokens]) * weights[tokens, slots, None])
         return out

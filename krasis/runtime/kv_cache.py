@@ -1,14 +1,11 @@
 """Keys and values of one sequence, allocated once for its whole context."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from krasis.errors import FitError
-from krasis.runtime.backend import Attention
+from krasis.runtime.backend import Attention, KvDtype
 
-KvDtype = Literal["f32", "bf16", "fp8"]
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 _FP8_MAX = 448.0
 

@@ -6,7 +6,8 @@ from krasis import models
 from krasis.errors import FitError, InputError
 from krasis.models.family import ModelSpec
 from krasis.pack.manifest import Manifest
-from krasis.runtime.kv_cache import KvDtype, kv_bytes
+from krasis.runtime.backend import KvDtype
+from krasis.runtime.kv_cache import kv_bytes
 
 PREFILL_CHUNK = 1024
 
@@ -35,7 +36,8 @@ def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts
     Raises InputError where the model takes fewer positions.
     """
     if context > spec.max_positions:
-        raise InputError(f"a context of {context} tokens", where="the model's positions", expected=f"at most {spec.max_positions}")
+        what, expected = f"a context of {context} tokens", f"at most the model's {spec.max_positions}"
+        raise InputError(what, where="--context", expected=expected)
     return Plan(
         context=context,
         weights=_read_bytes(manifest, layouts),
@@ -51,7 +53,7 @@ def check(plan: Plan, available: int) -> list[str]:
         hint = f"about {plan.context * available // plan.allocated} tokens would fit"
         raise FitError(what, where="RAM", expected=f"{_gib(available)} are available", hint=hint)
     if plan.resident > available:
-        return [f"the weights ({_gib(plan.weights)}) exceed free memory ({_gib(available)}): reading from disk as it goes"]
+        return [f"weights of {_gib(plan.weights)} exceed the {_gib(available)} of free memory: they are read from disk"]
     return []
 
 

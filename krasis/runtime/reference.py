@@ -7,15 +7,16 @@ from krasis import quant
 from krasis.models.family import Linear
 from krasis.quant.codec import Quantized
 from krasis.runtime.attention import reference_attention
-from krasis.runtime.backend import PackedMatrix, strip_parts
+from krasis.runtime.backend import KvDtype, PackedMatrix, strip_parts
 
 
 class ReferenceBackend:
     name = "reference"
 
-    @property
-    def layouts(self) -> tuple[str, ...]:
-        return tuple(layouts.names())
+    kv: KvDtype = "f32"
+
+    def __init__(self) -> None:
+        self.layouts = tuple(layouts.names())
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         # Dequantized at every call, so that memory stays bounded whatever the model's size.
@@ -37,4 +38,4 @@ def dequantize(matrix: PackedMatrix) -> Tensor:
     codes = order.unpack(matrix.codes, codec.BITS)
     scales = order.unpack_scales(matrix.scales, padded_k, spec.group_size)
     weight = codec.dequantize(Quantized(codes, scales))[:, : spec.shape[1]]
-    return strip_parts(weight.T, spec).T
+    return strip_parts(weight.T.contiguous(), spec).T

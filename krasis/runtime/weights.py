@@ -15,7 +15,9 @@ PLAIN = "plain"
 class PackWeights:
     """Implements `krasis.models.family.Weights`. `layout` forces one; else the backend's best that the pack has."""
 
-    def __init__(self, pack: Pack, backend: Backend, *, layout: str | None = None, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, pack: Pack, backend: Backend, *, layout: str | None = None, tracer: Tracer | None = None
+    ) -> None:
         self._pack, self._backend, self._tracer = pack, backend, tracer
         self._wanted = (layout,) if layout else backend.layouts
 
@@ -37,7 +39,9 @@ class PackWeights:
         layout = self._layout(segment)
         arrays = self._pack.arrays(segment, layout, index)
         return {
-            spec.name: PackedMatrix(spec, layout, *(arrays.get((spec.name, part)) for part in ("codes", "scales", "values")))
+            spec.name: PackedMatrix(
+                spec, layout, *(arrays.get((spec.name, part)) for part in ("codes", "scales", "values"))
+            )
             for spec in self._pack.segment(segment, layout).tensors
         }
 
@@ -48,7 +52,12 @@ class PackWeights:
                 return layout
         expected = f"a layout that the {self._backend.name} backend runs: {', '.join(self._wanted)}"
         hint = "convert again with --layouts"
-        raise InputError(f"{segment} is packed as {', '.join(have) or 'nothing'}", where=self._pack.path, expected=expected, hint=hint)
+        raise InputError(
+            f"{segment} is packed as {', '.join(have) or 'nothing'}",
+            where=self._pack.path,
+            expected=expected,
+            hint=hint,
+        )
 
 
 def _traced(experts: Experts, layer: int, tracer: Tracer) -> Experts:

@@ -1,0 +1,48 @@
+# make demo: convert, profile and run the bundled model.   make test: the tests.   make check: lint, types, layers.
+PYTHON ?= python3
+# 2.13.0 has a small CPU build where one is at hand; any torch from 2.11 on will do.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+MODEL := examples/models/qwen3_moe
+TEXT := $(wildcard examples/text/*.txt)
+PACK := build/demo/qwen3_moe
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test check format clean
+
+demo: .venv/built
+	$(BIN)/krasis convert $(MODEL) $(PACK) --force
+	$(BIN)/krasis inspect $(PACK)
+	$(BIN)/krasis profile-heat $(PACK) --text $(TEXT) --tokens 8192
+	$(BIN)/krasis run $(PACK) --raw --prompt "def " --max-tokens 120 --stats
+
+test: .venv/dev
+	$(BIN)/pytest
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build
+
+.venv/torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "krasis needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+.venv/built: .venv/torch pyproject.toml $(NATIVE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev: .venv/built
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

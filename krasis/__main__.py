@@ -1,0 +1,5 @@
+"""python -m krasis."""
+
+from krasis.cli import main
+
+main()

@@ -1,0 +1,306 @@
+"""Codecs against a plain search in NumPy, and against the errors that theory and measurement give."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krasis import quant
+from krasis.errors import InputError, KrasisError
+from krasis.quant import bf16, int4, int8
+from krasis.quant.codec import Quantized, relative_rms
+
+CODECS = [quant.get(name) for name in quant.names()]
+QUANTIZED = [codec for codec in CODECS if codec.QUANTIZED]
+every_quantized = pytest.mark.parametrize("codec", QUANTIZED, ids=lambda codec: codec.NAME)
+every_cast = pytest.mark.parametrize("codec", [c for c in CODECS if not c.QUANTIZED], ids=lambda codec: codec.NAME)
+
+
+def gaussian(n, k, seed=0):
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def to_bfloat16(value):
+    """Round a normal float32 to bfloat16, to nearest, ties to even."""
+    bits = int(np.float32(value).view(np.uint32))
+    return np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def halving_sum(values):
+    values = list(values)
+    while len(values) > 1:
+        half = len(values) // 2
+        if len(values) % 2:
+            values[0] = values[0] + values[-1]
+        values = [values[i] + values[half + i] for i in range(half)]
+    return values[0]
+
+
+def search_group(group):
+    """The scale and codes of one group of ordinary float32 values, candidate by candidate."""
+    peak = max(group.max(), -group.min())
+    peak = peak if group.max() >= -group.min() else -peak
+    best = None
+    for sign in (-1, 1):
+        for step in range(13):
+            scale = to_bfloat16(peak * np.float32(sign * (0.75 + 0.025 * step) / 8))
+            numbers = np.clip(np.rint(group / scale), -8, 7)
+            error = halving_sum((numbers * scale - group) ** 2)
+            if best is None or error < best[0]:
+                best = error, scale, numbers + 8
+    return best[1:]
+
+
+@pytest.mark.parametrize(("n", "k", "group_size"), [(3, 64, 32), (5, 21, 7), (1, 128, 128), (17, 12, 1), (4, 33, 33)])
+def test_int4_is_the_plain_search(n, k, group_size):
+    weight = gaussian(n, k, seed=k)
+    found = int4.quantize(weight, group_size)
+    for row in range(n):
+        for group in range(k // group_size):
+            ks = slice(group * group_size, (group + 1) * group_size)
+            scale, codes = search_group(weight[row, ks].numpy())
+            assert found.scales[group, row].item() == scale
+            assert found.codes[ks, row].tolist() == codes.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-9, 9), min_size=8, max_size=8).filter(any), st.integers(-40, 40))
+def test_int4_is_the_plain_search_where_candidates_tie(whole, exponent):
+    # Few distinct values make many candidates equal; powers of two keep their errors so.
+    weight = torch.tensor([whole]).float() * 2.0**exponent
+    scale, codes = search_group(weight[0].numpy())
+    found = int4.quantize(weight, 8)
+    assert found.scales.item() == scale
+    assert found.codes[:, 0].tolist() == codes.tolist()
+
+
+def test_int8_is_absmax_over_127():
+    weight = gaussian(6, 60)
+    found = int8.quantize(weight, 20)
+    for row in range(6):
+        for group in range(3):
+            values = weight[row, 20 * group : 20 * (group + 1)].numpy()
+            scale = to_bfloat16(np.abs(values).max() / np.float32(127))
+            assert found.scales[group, row].item() == scale
+            codes = found.codes[20 * group : 20 * (group + 1), row]
+            assert codes.tolist() == (np.rint(values / scale) + 128).tolist()
+
+
+@pytest.mark.parametrize(("group_size", "expected"), [(128, 0.097), (64, 0.090), (32, 0.081)])
+def test_int4_error_of_gaussian_weights(group_size, expected):
+    weight = gaussian(512, 2048)
+    error = relative_rms(weight, int4.dequantize(int4.quantize(weight, group_size)))
+    assert error == pytest.approx(expected, rel=0.015)
+
+
+@pytest.mark.parametrize("group_size", [128, 64, 32])
+def test_int8_error_is_that_of_uniform_rounding(group_size):
+    weight = gaussian(512, 2048)
+    peaks = weight.view(-1, group_size).abs().amax(1)
+    # Rounding to steps of s has the variance s^2 / 12; the peak itself lies on a step, and bfloat16 moves it off.
+    expected = (peaks.double() / 127).square().mean().div(12).sqrt().item()
+    error = relative_rms(weight, int8.dequantize(int8.quantize(weight, group_size)))
+    assert error == pytest.approx(expected, rel=0.015)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([8, 32, 128]), st.integers(-100, 100), st.integers(0, 999))
+def test_int8_is_within_half_a_step(n, group_size, exponent, seed):
+    weight = gaussian(n, 2 * group_size, seed) * 2.0**exponent
+    found = int8.quantize(weight, group_size)
+    step = found.scales.double().repeat_interleave(group_size, 0).t()
+    slack = 2.0**-20 * weight.abs().max()
+    assert ((int8.dequantize(found).double() - weight).abs() <= step / 2 + slack).all()
+    assert found.codes.min() >= 1
+
+
+def test_int4_uses_scales_of_both_signs_and_all_codes():
+    found = int4.quantize(gaussian(64, 1024), 64)
+    negative = (found.scales < 0).float().mean()
+    assert 0.4 < negative < 0.6
+    assert found.codes.unique().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_int4_sends_the_peak_to_the_lowest_code(sign):
+    weight = torch.tensor([[0.5, -0.5] * 16])
+    weight[0, 3] = sign
+    found = int4.quantize(weight, 32)
+    assert found.codes[3, 0] == 0
+    assert found.scales.item() * sign < 0
+
+
+@every_quantized
+def test_zero_weights_have_the_zero_code_and_zero_groups_the_scale_zero(codec):
+    weight = gaussian(8, 256)
+    weight[:, 32:64] = 0
+    weight[:, 128:160] = -0.0
+    weight[:, ::5] = 0
+    found = codec.quantize(weight, 32)
+    assert (found.codes.t()[weight == 0] == codec.ZERO).all()
+    assert (found.scales == 0).any(1).tolist() == [False, True, False, False, True, False, False, False]
+    assert (found.scales[[1, 4]] == 0).all()
+    assert (codec.dequantize(found)[weight == 0] == 0).all()
+    assert relative_rms(torch.zeros(4, 32), codec.dequantize(codec.quantize(torch.zeros(4, 32), 32))) == 0
+
+
+@every_quantized
+@pytest.mark.parametrize("exponent", [-149, -140, -126, -123, -120, -60, 60, 120, 125])
+def test_any_magnitude_gives_finite_normal_scales(codec, exponent):
+    weight = (gaussian(16, 64).clamp(-3.9, 3.9).double() * 2.0**exponent).float()
+    assert weight.isfinite().all()
+    found = codec.quantize(weight, 32)
+    scales = found.scales.float()
+    assert ((scales == 0) | (scales.abs() >= 2.0**-126)).all()
+    assert scales.isfinite().all()
+    assert codec.dequantize(found).isfinite().all()
+    assert (found.codes.view(2, 32, 16).eq(codec.ZERO).all(1) | (scales != 0)).all()
+    if exponent > -110:
+        ordinary = codec.quantize(weight * 2.0**-exponent, 32)
+        assert torch.equal(found.codes, ordinary.codes)
+        assert torch.equal(scales, ordinary.scales.float() * 2.0**exponent)
+    if exponent <= -140:
+        assert (scales == 0).all()
+
+
+@every_quantized
+def test_the_largest_floats_keep_their_precision(codec):
+    weight = torch.full((1, 32), 2.0**127 * (1 - 2.0**-24))
+    approx = codec.dequantize(codec.quantize(weight, 32))
+    assert approx.isfinite().all()
+    assert relative_rms(weight, approx) < 0.01
+
+
+@every_quantized
+def test_one_group_per_column(codec):
+    weight = gaussian(8, 96)
+    found = codec.quantize(weight, -1)
+    assert found.scales.shape == (1, 8)
+    assert found.group_size == 96
+    assert torch.equal(found.codes, codec.quantize(weight, 96).codes)
+
+
+@every_quantized
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_float_dtype_is_quantized_as_its_float32(codec, dtype):
+    weight = gaussian(8, 64).to(dtype)
+    found, expected = codec.quantize(weight, 32), codec.quantize(weight.float(), 32)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scales, expected.scales)
+
+
+@every_quantized
+def test_rows_do_not_touch_each_other_and_threads_do_not_matter(codec):
+    # Wide enough for several chunks of rows.
+    weight = gaussian(200, 8192)
+    found = codec.quantize(weight, 128)
+    alone = codec.quantize(weight[77:78], 128)
+    assert torch.equal(found.codes[:, 77:78], alone.codes)
+    assert torch.equal(found.scales[:, 77:78], alone.scales)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            again = codec.quantize(weight, 128)
+            assert torch.equal(found.codes, again.codes)
+            assert torch.equal(found.scales, again.scales)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@every_quantized
+def test_quantizing_leaves_the_weight_alone(codec):
+    weight = gaussian(8, 64)
+    before = weight.clone()
+    codec.dequantize(codec.quantize(weight, 64))
+    assert torch.equal(weight, before)
+
+
+@every_quantized
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_and_counted(codec, bad):
+    weight = gaussian(4, 64)
+    weight[1, 2] = weight[3, 63] = bad
+    with pytest.raises(InputError, match="2 of 256 weights are NaN"):
+        codec.quantize(weight, 32)
+    with pytest.raises(InputError, match="1 of 64"):
+        codec.quantize(torch.ones(1, 64).index_fill(1, torch.tensor([5]), -(2.0**127)), 32)
+    with pytest.raises(InputError, match="1 of 64"):
+        codec.quantize(torch.ones(1, 64).double().index_fill(1, torch.tensor([5]), 1e300), 32)
+
+
+@every_quantized
+def test_what_is_not_a_matrix_in_whole_groups_is_refused(codec):
+    for weight, group_size in [
+        (gaussian(4, 64), 48),
+        (gaussian(4, 64), 0),
+        (gaussian(4, 64), -2),
+        (gaussian(4, 64), 128),
+        (torch.ones(4, 64, dtype=torch.int32), 32),
+        (torch.ones(64), 32),
+        (torch.ones(2, 4, 64), 32),
+        (torch.ones(0, 64), 32),
+        (torch.ones(4, 0), -1),
+    ]:
+        with pytest.raises(InputError):
+            codec.quantize(weight, group_size)
+
+
+def test_quantized_refuses_what_does_not_belong_together():
+    codes, scales = torch.zeros(64, 8, dtype=torch.uint8), torch.zeros(2, 8, dtype=torch.bfloat16)
+    assert Quantized(codes, scales).group_size == 32
+    for pair in [
+        (codes.int(), scales),
+        (codes, scales.half()),
+        (codes[:, :4], scales),
+        (codes, torch.zeros(3, 8, dtype=torch.bfloat16)),
+        (codes, scales[:0]),
+        (codes[0], scales),
+    ]:
+        with pytest.raises(InputError, match="codes and scales are"):
+            Quantized(*pair)
+
+
+@every_cast
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_casts_round_once(codec, dtype):
+    tensor = gaussian(3, 5).view(3, 5, 1).to(dtype)
+    stored = codec.encode(tensor)
+    assert stored.dtype == codec.DTYPE
+    assert stored.element_size() * 8 == codec.BITS
+    assert torch.equal(codec.decode(stored), tensor.to(codec.DTYPE).float())
+    assert codec.encode(tensor.transpose(0, 1)).is_contiguous()
+
+
+@every_cast
+def test_casts_refuse_what_they_cannot_hold(codec):
+    with pytest.raises(InputError, match="2 of 3 values are not finite"):
+        codec.encode(torch.tensor([1.0, torch.nan, torch.inf]))
+    with pytest.raises(InputError, match=r"torch\.int64"):
+        codec.encode(torch.tensor([1]))
+    with pytest.raises(InputError, match="1 of 1 values"):
+        codec.encode(torch.tensor([1e300], dtype=torch.float64))
+
+
+def test_bf16_refuses_floats_beyond_its_range():
+    with pytest.raises(InputError, match="1 of 1 values"):
+        bf16.encode(torch.tensor([torch.finfo(torch.float32).max]))
+
+
+def test_codecs_are_found_by_name():
+    assert {"bf16", "f32", "int4", "int8"} <= set(quant.names())
+    assert [codec.NAME for codec in CODECS] == quant.names()
+    for unknown in ("groups", "codec", "int3", ""):
+        with pytest.raises(KrasisError, match="unknown codec"):
+            quant.get(unknown)
+
+
+def test_relative_rms():
+    weight = torch.tensor([[3.0, 4.0]])
+    assert relative_rms(weight, torch.tensor([[3.0, 4.5]])) == pytest.approx(0.1)
+    assert relative_rms(weight, weight) == 0
+    assert relative_rms(torch.zeros(2, 2), torch.zeros(2, 2)) == 0
+    large = gaussian(3, 700_001)
+    expected = ((large.bfloat16().double() - large).norm() / large.double().norm()).item()
+    assert relative_rms(large, large.bfloat16()) == pytest.approx(expected, rel=1e-12)
