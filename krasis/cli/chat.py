@@ -191,9 +191,10 @@ def _result(answer: "Answer", seed: int) -> dict[str, Any]:
 
 def _print_stats(answer: "Answer", engine: "Engine") -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
+    weights, cache = human(engine.plan.weights), human(engine.plan.kv)
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}",
-        f"memory: {human(engine.plan.weights)} of weights mapped, {human(engine.plan.kv)} of cache; {engine.backend.name}",
+        f"memory: {weights} of weights mapped, {cache} of cache; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -45,7 +45,7 @@ class Pack:
         for extra in self.manifest.extras:
             self._check_size(extra.name, extra.bytes)
         self._located = {
-            (segment.name, segment.layout): Located(file, segment, tuple(sections(segment.tensors, segment.layout)))
+            (segment.name, segment.layout): Located(file, segment, sections(segment.tensors, segment.layout))
             for file, segment in self.manifest.segments()
         }
         self._maps: dict[str, torch.Tensor] = {}

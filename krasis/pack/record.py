@@ -5,6 +5,7 @@ Everything here follows from shape, codec and layout, so the manifest states no 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Annotated, Literal
 
@@ -66,7 +67,8 @@ def align(size: int, to: int) -> int:
     return -(-size // to) * to
 
 
-def sections(tensors: tuple[TensorSpec, ...], layout: str) -> list[Section]:
+@cache
+def sections(tensors: tuple[TensorSpec, ...], layout: str) -> tuple[Section, ...]:
     """The sections of a record in order. Raises ValueError where a tensor's fields contradict each other."""
     placed: list[Section] = []
     offset = 0
@@ -74,7 +76,7 @@ def sections(tensors: tuple[TensorSpec, ...], layout: str) -> list[Section]:
         for part, dtype, shape in _arrays(tensor, layout):
             placed.append(Section(tensor.name, part, dtype, shape, offset))
             offset = align(offset + placed[-1].bytes, SECTION_ALIGN)
-    return placed
+    return tuple(placed)
 
 
 def record_bytes(tensors: tuple[TensorSpec, ...], layout: str) -> int:

@@ -1,6 +1,7 @@
 """What the module of a codec provides, and how far a quantized matrix is from its weights."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,17 +68,20 @@ class Codec(Protocol):
 
 
 def relative_rms(weight: Tensor, approx: Tensor) -> float:
-    """||weight - approx|| / ||weight|| of two float tensors of one shape, 0 where the weight is all zero."""
-    norm = _squares(weight)
-    return math.sqrt(_squares(weight, approx) / norm) if norm else 0.0
+    """||weight - approx|| / ||weight||, 0 where the weight is all zero. Raises InputError where shapes differ."""
+    if weight.shape != approx.shape:
+        raise InputError(f"shapes {tuple(weight.shape)} and {tuple(approx.shape)}", expected="one shape")
+    error = energy = 0.0
+    for exact, near in zip(_chunks(weight), _chunks(approx), strict=True):
+        energy += _squares(exact.double())
+        error += _squares(exact.double() - near.double())
+    return math.sqrt(error / energy) if energy else 0.0
 
 
-def _squares(weight: Tensor, approx: Tensor | None = None) -> float:
-    """The sum of squares of the weight, less the approximation if there is one."""
-    total = []
-    for start in range(0, weight.numel(), _CHUNK):
-        part = weight.reshape(-1)[start : start + _CHUNK].double()
-        if approx is not None:
-            part = part - approx.reshape(-1)[start : start + _CHUNK].double()
-        total.append(tree_sum(part.square().view(1, -1, 1)).item())
-    return math.fsum(total)
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1)
+    return (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))
+
+
+def _squares(values: Tensor) -> float:
+    return tree_sum(values.square().view(1, -1, 1)).item()
