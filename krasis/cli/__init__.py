@@ -56,6 +56,8 @@ def main() -> NoReturn:
         # The reader of our output left; keep the interpreter from complaining while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        code = _report(KrasisError(error.strerror or str(error), where=error.filename or ""))
     sys.exit(code)
 
 

@@ -54,6 +54,8 @@ def run(
 
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}", expected="1 or more")
+    if context is not None and context < 1:
+        raise UsageError(f"--context is {context}", expected="1 or more")
     chatting = prompt is None
     if chatting and (json or raw or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise UsageError("no prompt", expected="--prompt TEXT, --prompt - to read it, or a terminal to chat on")

@@ -1,16 +1,21 @@
 """A heat profile: routed tokens counted for every layer and expert, kept as zstd-compressed JSON."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 import zstandard
 from msgspec import Meta
 
-from krasis.errors import InputError
-from krasis.pack.manifest import FileHash, Sha256, Size
+from krasis.errors import InputError, UsageError
+from krasis.pack import strict_json
+from krasis.pack.disk import write_synced
+from krasis.pack.manifest import Origin, Printable, Sha256, Size
 
-VERSION: Literal[1] = 1
+FORMAT: Final = "krasis-heat"
+VERSION: Final = 1
 MAX_BYTES = 64 << 20
 SUFFIX = ".json.zst"
 
@@ -29,11 +34,17 @@ class HeatProfile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     format: Literal["krasis-heat"]
     version: Literal[1]
-    tool: str
+    tool: Printable
     pack_root: Sha256
-    corpus: tuple[FileHash, ...]
+    corpus: tuple[Origin, ...]
     tokens: Size
     layers: tuple[LayerHeat, ...]
+
+    def __post_init__(self) -> None:
+        if any(a.layer >= b.layer for a, b in pairwise(self.layers)):
+            raise ValueError("layers are not in ascending order")
+        if any(max(layer.counts) > self.tokens for layer in self.layers):
+            raise ValueError("an expert has more tokens than the profile")
 
     def encode(self) -> bytes:
         return zstandard.compress(msgspec.json.encode(self))
@@ -41,19 +52,37 @@ class HeatProfile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def decode(raw: bytes, where: object) -> HeatProfile:
     """Parse a profile. Raises InputError where it is none, or is larger than 64 MiB."""
+
+    def bad(what: object) -> NoReturn:
+        raise InputError(f"not a heat profile: {what}", where=where, hint="make one with: krasis profile-heat")
+
     try:
-        text = zstandard.ZstdDecompressor().decompress(raw, max_output_size=MAX_BYTES)
+        text = _decompress(raw)
+        tree = strict_json.parse(text)
+        if (version := _version(tree)) > VERSION:
+            bad(f"format version {version} is newer than this krasis")
         return msgspec.json.decode(text, type=HeatProfile)
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
-        raise InputError(
-            f"not a heat profile: {error}", where=where, hint="make one with: krasis profile-heat"
-        ) from error
+    except (zstandard.ZstdError, ValueError, RecursionError) as error:
+        bad(error)
+
+
+def _decompress(raw: bytes) -> bytes:
+    # zstandard trusts the size a frame states over max_output_size.
+    if zstandard.frame_content_size(raw) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES} bytes")
+    return zstandard.ZstdDecompressor().decompress(raw, max_output_size=MAX_BYTES, allow_extra_data=False)
+
+
+def _version(tree: Any) -> int:
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise ValueError(f'no "format": "{FORMAT}"')
+    return tree["version"] if isinstance(tree.get("version"), int) else 0
 
 
 def path_in(pack: Path, name: str) -> Path:
     """Where a pack keeps the profile `name`. Raises InputError for a name that is no plain file name."""
-    if not name or not all(c.isalnum() or c in "-_" for c in name):
-        raise InputError(f"heat profile name {name!r}", expected="letters, digits, - and _")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise InputError(f"heat profile name {name!r}", expected="up to 64 letters, digits, - and _")
     return pack / "heat" / f"{name}{SUFFIX}"
 
 
@@ -75,8 +104,9 @@ def names_in(pack: Path) -> list[str]:
 
 
 def save(profile: HeatProfile, path: Path) -> None:
-    """Write a profile whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(profile.encode())
-    scratch.replace(path)
+    """Write a profile whole or not at all. Raises UsageError where nothing can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, profile.encode())
+    except OSError as error:
+        raise UsageError(f"can't write the heat profile: {error.strerror}", where=path) from error

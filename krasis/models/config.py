@@ -1,11 +1,13 @@
 """Read a hub config.json strictly: every key is used, known to be harmless, or refused by name."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from krasis.errors import InputError
 
 T = TypeVar("T", int, float, bool, str)
+_INT_END = 1 << 31
 
 # Keys that say how a model was trained, saved or served, not what it computes.
 HARMLESS = {
@@ -22,30 +24,42 @@ class Config:
         self._tree = tree
         self._seen: set[str] = set()
 
-    def take(self, kind: type[T], *names: str, default: T | None = None) -> T:
-        """The value under the first of `names` that is there. InputError where it is missing or of another type."""
+    def take(self, kind: type[T], *names: str, default: T | None = None, least: int = 1) -> T:
+        """The value under the first of `names` that is there.
+
+        InputError where it is missing, of another type, an integer below `least` or a number not above zero.
+        """
         self._seen.update(names)
         for name in names:
             value = self._tree.get(name)
             if value is None:
                 continue
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and value < _INT_END:
                 value = float(value)
             if type(value) is not kind:
                 raise InputError(f"{name} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")
+            if kind is int and not least <= value < _INT_END:
+                raise InputError(f"{name} is {value!r}", where="config.json", expected=f"{least} or more, below 2^31")
+            if kind is float and not 0 < value < math.inf:
+                raise InputError(f"{name} is {value!r}", where="config.json", expected="above 0 and finite")
             return value
         if default is None:
             raise InputError(f"{names[0]} is missing", where="config.json", expected=f"a {kind.__name__}")
         return default
 
     def ints(self, name: str) -> tuple[int, ...]:
-        """A list of integers, empty where missing; a single integer counts as a list of one."""
+        """A list of indices or ids, empty where missing; a single one counts as a list."""
         self._seen.add(name)
         value = self._tree.get(name)
         items = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(item) is int for item in items):
-            raise InputError(f"{name} is {value!r}", where="config.json", expected="integers")
+        if not all(type(item) is int and 0 <= item < _INT_END for item in items):
+            raise InputError(f"{name} is {value!r}", where="config.json", expected="integers, 0 or more, below 2^31")
         return tuple(items)
+
+    def hold(self, rule: bool, name: str, expected: str) -> None:
+        """Refuse the value of `name` where it contradicts others."""
+        if not rule:
+            raise InputError(f"{name} is {self._tree.get(name)!r}", where="config.json", expected=expected)
 
     def require(self, name: str, *supported: object) -> None:
         """Refuse a value that would change the result in a way this family does not implement. Missing is fine."""

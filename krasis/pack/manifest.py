@@ -1,40 +1,49 @@
 """The manifest of a pack: a strict schema, parsed with every rule of formats/pack-v1.md checked."""
 
 import hashlib
-import json
-import math
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 from msgspec import Meta
 
 from krasis.errors import InputError
-from krasis.pack.record import GroupSize, TensorSpec, record_bytes
+from krasis.pack import strict_json
+from krasis.pack.record import GroupSize, TensorSpec, Word, record_bytes
 
-FORMAT, VERSION = "krasis-pack", 1
+FORMAT: Final = "krasis-pack"
+VERSION: Final = 1
 FILE_NAME = "manifest.json"
+RESERVED = (FILE_NAME, "heat", "journal.jsonl")
 MAX_BYTES = 16 << 20
 BLANK_ROOT = "0" * 64
 
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=255)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+# Python's $ also matches before a last newline, hence (?!\n) after each; other dialects ignore it.
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$(?!\n)", max_length=255)]
+Printable = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$(?!\n)", max_length=255)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Size = Annotated[int, Meta(ge=0, lt=1 << 53)]
 
 
-class FileHash(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A file stored or read as it is: name, size in bytes and hash of its content."""
+class Origin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A file that something was made from: its name, never opened by it again, size in bytes and hash."""
 
-    name: FileName
+    name: Printable
     bytes: Size
     sha256: Sha256
+
+
+class FileHash(Origin, forbid_unknown_fields=True, frozen=True):
+    """A file stored as it is: name, size in bytes and hash of its content."""
+
+    name: FileName
 
 
 class Segment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`len(sha256)` records of one shape in one layout, one after the other (the experts of a layer, say)."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", max_length=255)]
-    layout: str
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$(?!\n)", max_length=255)]
+    layout: Word
     offset: Size
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1024)]
     sha256: Annotated[tuple[Sha256, ...], Meta(min_length=1, max_length=65536)]
@@ -66,19 +75,19 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     expert_bits: Literal[4, 8, 16]
     dense_bits: Literal[8, 16]
     group_size: GroupSize
-    layouts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)]
+    layouts: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=16)]
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Everything a reader needs. `errors` maps SEGMENT.TENSOR to the relative RMS error of each record's matrix."""
 
     format: Literal["krasis-pack"]
-    version: Annotated[int, Meta(ge=1)]
+    version: Literal[1]
     root: Sha256
-    tool: str
+    tool: Printable
     settings: Settings
     model: dict[str, Any]
-    source: tuple[FileHash, ...]
+    source: tuple[Origin, ...]
     extras: tuple[FileHash, ...]
     files: Annotated[tuple[PackFile, ...], Meta(min_length=1, max_length=65536)]
     errors: dict[str, tuple[Annotated[float, Meta(ge=0)], ...]]
@@ -113,59 +122,64 @@ def decode(raw: bytes, where: object) -> Manifest:
     if len(raw) > MAX_BYTES:
         bad("manifest too large", f"at most {MAX_BYTES} bytes, found {len(raw)}")
     try:
-        tree = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        tree = strict_json.parse(raw)
+    except ValueError as error:
         bad(f"manifest is not strict JSON: {error}")
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         bad("not a krasis pack", f'"format": "{FORMAT}"')
     if isinstance(tree.get("version"), int) and tree["version"] > VERSION:
         bad(f"pack format version {tree['version']} is newer than this krasis", f"at most {VERSION}", "upgrade krasis")
     try:
-        manifest = msgspec.convert(tree, Manifest)
-    except msgspec.ValidationError as error:
+        # Parsed again: msgspec is stricter with numbers and escapes, and two parsers that agree are hard to fool.
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
         bad(f"manifest breaks the schema: {error}")
     if hashlib.sha256(raw.replace(manifest.root.encode(), BLANK_ROOT.encode(), 1)).hexdigest() != manifest.root:
         bad("manifest does not match its root hash", "an unchanged manifest")
     try:
-        _check_files(manifest)
+        _check_names(manifest)
+        for file in manifest.files:
+            _check_file(file, manifest.settings)
+        _check_layouts_agree(manifest)
         _check_errors(manifest)
     except ValueError as error:
         bad(str(error))
     return manifest
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
-    return tree
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _check_files(manifest: Manifest) -> None:
-    names = [file.name for file in manifest.files] + [extra.name for extra in manifest.extras] + [FILE_NAME]
+def _check_names(manifest: Manifest) -> None:
+    _refuse_duplicates("layout", manifest.settings.layouts)
+    names = [file.name for file in manifest.files] + [extra.name for extra in manifest.extras]
     _refuse_duplicates("file", names)
     _refuse_duplicates("segment", [f"{s.name}@{s.layout}" for _, s in manifest.segments()])
-    for file in manifest.files:
-        end = 0
-        for segment in file.segments:
-            place = f"segment {segment.name}@{segment.layout} of {file.name}"
-            if segment.layout not in ("plain", *manifest.settings.layouts):
-                raise ValueError(f"{place} has a layout that the settings do not name")
-            _refuse_duplicates(f"tensor in {place}", [tensor.name for tensor in segment.tensors])
-            if segment.offset != end:
-                fault = "overlaps what lies before it" if segment.offset < end else "leaves a hole before it"
-                raise ValueError(f"{place} {fault}: offset {segment.offset}, expected {end}")
-            try:
-                end += segment.bytes
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from error
-        if file.bytes != end:
-            raise ValueError(f"{file.name} is stated as {file.bytes} bytes, its segments take {end}")
+    if taken := set(names).intersection(RESERVED):
+        raise ValueError(f"file {min(taken)!r} has a name that packs reserve")
+
+
+def _check_file(file: PackFile, settings: Settings) -> None:
+    end = 0
+    for segment in file.segments:
+        place = f"segment {segment.name}@{segment.layout} of {file.name}"
+        if segment.layout not in ("plain", *settings.layouts):
+            raise ValueError(f"{place} has a layout that the settings do not name")
+        _refuse_duplicates(f"tensor in {place}", [tensor.name for tensor in segment.tensors])
+        if segment.offset != end:
+            fault = "overlaps what lies before it" if segment.offset < end else "leaves a hole before it"
+            raise ValueError(f"{place} {fault}: offset {segment.offset}, expected {end}")
+        try:
+            end += segment.bytes
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    if file.bytes != end:
+        raise ValueError(f"{file.name} is stated as {file.bytes} bytes, its segments take {end}")
+
+
+def _check_layouts_agree(manifest: Manifest) -> None:
+    first: dict[str, Segment] = {}
+    for _, segment in manifest.segments():
+        twin = first.setdefault(segment.name, segment)
+        if (segment.tensors, segment.count) != (twin.tensors, twin.count):
+            raise ValueError(f"segment {segment.name} differs between {twin.layout} and {segment.layout}")
 
 
 def _check_errors(manifest: Manifest) -> None:
@@ -173,13 +187,11 @@ def _check_errors(manifest: Manifest) -> None:
     for name, count in counts.items():
         if len(manifest.errors.get(name, ())) != count:
             raise ValueError(f"errors of {name}: expected {count} figures, found {len(manifest.errors.get(name, ()))}")
-    for name, figures in manifest.errors.items():
+    for name in manifest.errors:
         if name not in counts:
-            raise ValueError(f"errors name {name}, which is no quantized matrix")
-        if not all(map(math.isfinite, figures)):
-            raise ValueError(f"errors of {name} are not finite")
+            raise ValueError(f"errors name {name!r}, which is no quantized matrix")
 
 
-def _refuse_duplicates(kind: str, names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        raise ValueError(f"{kind} {next(n for n in names if names.count(n) > 1)!r} is listed twice")
+def _refuse_duplicates(kind: str, names: Iterable[str]) -> None:
+    if (twice := strict_json.first_duplicate(names)) is not None:
+        raise ValueError(f"{kind} {twice!r} is listed twice")

@@ -1,5 +1,6 @@
 """Open a pack: check every bound, then map its files without copying."""
 
+import contextlib
 import hashlib
 import mmap
 import warnings
@@ -77,7 +78,7 @@ class Pack:
     def extra(self, name: str) -> bytes | None:
         """The content of a file the pack carries along (the tokenizer, say), or None."""
         known = any(extra.name == name for extra in self.manifest.extras)
-        return (self.path / name).read_bytes() if known else None
+        return self._read_extra(name) if known else None
 
     def verify(self) -> Iterator[tuple[str, int, bool]]:
         """Hash everything: yields (what was hashed, its bytes, whether it matches) record by record."""
@@ -89,7 +90,7 @@ class Pack:
                 digest = hashlib.sha256(data[start : start + size].data).hexdigest()
                 yield f"{segment.name}[{i}]@{segment.layout} in {file.name}", size, digest == expected
         for extra in self.manifest.extras:
-            digest = hashlib.sha256((self.path / extra.name).read_bytes()).hexdigest()
+            digest = hashlib.sha256(self._read_extra(extra.name)).hexdigest()
             yield extra.name, extra.bytes, digest == extra.sha256
 
     def _find(self, name: str, layout: str) -> Located:
@@ -101,14 +102,11 @@ class Pack:
 
     def _read_manifest(self) -> bytes:
         path = self.path / manifests.FILE_NAME
-        try:
-            with path.open("rb") as file:
-                return file.read(manifests.MAX_BYTES + 1)
-        except OSError as error:
+        if path.is_symlink() or not path.is_file():
             hint = "convert writes it last, so an unfinished pack has none"
-            raise InputError(
-                "not a krasis pack", where=path, expected=f"a manifest ({error.strerror})", hint=hint
-            ) from error
+            raise InputError("not a krasis pack", where=path, expected="a manifest that is a plain file", hint=hint)
+        with _readable(path), path.open("rb") as file:
+            return file.read(manifests.MAX_BYTES + 1)
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.path / name
@@ -119,12 +117,26 @@ class Pack:
             kind = "truncated" if size < expected else "longer than it should be"
             raise InputError(f"a file of the pack is {kind}", where=path, expected=f"{expected} bytes, found {size}")
 
+    def _read_extra(self, name: str) -> bytes:
+        with _readable(self.path / name):
+            return (self.path / name).read_bytes()
+
     def _map(self, file: PackFile) -> torch.Tensor:
         if file.name not in self._maps:
-            with (self.path / file.name).open("rb") as handle:
+            path = self.path / file.name
+            with _readable(path), path.open("rb") as handle:
                 mapped = mmap.mmap(handle.fileno(), file.bytes, access=mmap.ACCESS_READ)
             with warnings.catch_warnings():
                 # torch has no read-only tensors; nothing here writes to a weight.
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
                 self._maps[file.name] = torch.frombuffer(mapped, dtype=torch.uint8)
         return self._maps[file.name]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    # mmap raises ValueError for a file that shrank since its size was checked.
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read a file of the pack: {error}", where=path) from error

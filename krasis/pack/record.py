@@ -22,6 +22,7 @@ SECTION_ALIGN = 256
 RECORD_ALIGN = 4096
 MAX_PAD = 128
 
+Word = Annotated[str, Meta(pattern=r"^[a-z0-9_]+$(?!\n)", max_length=64)]
 GroupSize = Literal[32, 64, 128]
 Dim = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=4)]
@@ -35,11 +36,11 @@ class TensorSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `padded_shape` equals `shape` for tensors that are stored unquantized.
     """
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9_]+$", max_length=64)]
-    codec: str
+    name: Word
+    codec: Word
     shape: Shape
     padded_shape: Shape
-    group_size: Literal[0] | GroupSize = 0
+    group_size: Literal[0, 32, 64, 128] = 0
     parts: Annotated[int, Meta(ge=1, le=2)] = 1
 
     @property

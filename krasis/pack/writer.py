@@ -5,7 +5,6 @@ folder takes its name.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,6 +19,7 @@ import torch
 
 from krasis.errors import FitError, KrasisError, UsageError
 from krasis.pack import manifest as manifests
+from krasis.pack.disk import TMP, disk_errors, sync_folder, write_synced
 from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment, Settings
 from krasis.pack.reader import PARTIAL
 from krasis.pack.record import TensorSpec, record_bytes, sections
@@ -71,6 +71,9 @@ class FileWriter:
     def put(self, name: str, layout: str, index: int, arrays: Arrays) -> None:
         """Write one record: (tensor, part) -> an array of the shape and dtype its section needs."""
         plan = self._plans[name, layout]
+        if not 0 <= index < plan.count or self._hashes[name, layout][index]:
+            expected = f"0 to {plan.count - 1}, each once"
+            raise KrasisError(f"record {index} of {name}@{layout}", where=self._name, expected=expected)
         record = bytearray(record_bytes(plan.tensors, layout))
         for section in sections(plan.tensors, layout):
             array = arrays[section.tensor, section.part].contiguous()
@@ -111,16 +114,22 @@ class PackWriter:
     def __init__(self, path: Path, key: str, need: int, *, force: bool = False) -> None:
         self.path = path
         self.partial = path.with_name(path.name + PARTIAL)
-        self._refuse_existing(force)
+        self._force = force
+        self._refuse_existing()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"can't create the pack: {error.strerror}", where=self.partial) from error
         self._lock = self._take_lock()
-        self.finished = self._resume(key)
-        self._start(key)
-        self._check_space(need)
+        try:
+            self._refuse_foreign()
+            self.finished = self._resume(key)
+            self._start(key)
+            self._check_space(need)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> "PackWriter":
         return self
@@ -131,8 +140,8 @@ class PackWriter:
     @contextlib.contextmanager
     def file(self, name: str, plans: list[SegmentPlan]) -> Iterator[FileWriter]:
         """Write one file: whole and noted in the journal when the block ends, absent where it fails."""
-        scratch = self.partial / f"{name}.tmp"
-        with _disk_errors(scratch), scratch.open("wb") as handle:
+        scratch = self.partial / f"{name}{TMP}"
+        with disk_errors(scratch), scratch.open("wb") as handle:
             writer = FileWriter(name, handle, plans)
             yield writer
             handle.flush()
@@ -144,7 +153,7 @@ class PackWriter:
 
     def extra(self, name: str, content: bytes) -> FileHash:
         """Write a small file that travels with the pack."""
-        _write_synced(self.partial / name, content)
+        write_synced(self.partial / name, content)
         return FileHash(name, len(content), hashlib.sha256(content).hexdigest())
 
     def publish(
@@ -167,28 +176,37 @@ class PackWriter:
             )
         )
         manifest = manifests.decode(raw, self.partial / manifests.FILE_NAME)
-        _write_synced(self.partial / manifests.FILE_NAME, raw)
-        _sync_folder(self.partial)
+        write_synced(self.partial / manifests.FILE_NAME, raw)
+        sync_folder(self.partial)
         self._swap()
         (self.path / JOURNAL).unlink()
         return manifest
 
     def _swap(self) -> None:
-        old = self.path.with_name(self.path.name + ".old")
+        # Another name than NAME.old, which may well be a pack that the user keeps.
+        old = self.path.with_name(f"{self.path.name}.replaced{PARTIAL}")
+        self._refuse_existing()
         if self.path.exists():
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
         self.partial.rename(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _refuse_existing(self, force: bool) -> None:
+    def _refuse_existing(self) -> None:
         if not self.path.exists():
             return
-        if not force:
+        if not self._force:
             raise UsageError("the destination exists", where=self.path, hint="name another, or replace it with --force")
         if not (self.path / manifests.FILE_NAME).is_file():
             raise UsageError("the destination is no pack", where=self.path, hint="--force replaces packs alone")
+
+    def _refuse_foreign(self) -> None:
+        """A folder of this name that no writer made is not ours to empty."""
+        names = {path.name for path in self.partial.iterdir()}
+        if names - {JOURNAL + TMP} and JOURNAL not in names:
+            hint = "move it away, or name another destination"
+            raise UsageError("the folder is no unfinished pack", where=self.partial, hint=hint)
 
     def _take_lock(self) -> int:
         lock = os.open(self.partial, os.O_RDONLY)
@@ -206,12 +224,12 @@ class PackWriter:
             lines = (self.partial / JOURNAL).read_bytes().splitlines()
             if msgspec.json.decode(lines[0], type=_Start).key != key:
                 return {}
-        except (OSError, IndexError, msgspec.DecodeError):
+        except (OSError, IndexError, ValueError):
             return {}
         finished = {}
         for line in lines[1:]:
             # A kill may cut the last line short; its file is simply written again.
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(ValueError):
                 entry = msgspec.json.decode(line, type=_Done)
                 if _intact(self.partial / entry.file.name, entry.file):
                     finished[entry.file.name] = entry
@@ -223,10 +241,10 @@ class PackWriter:
             if leftover.name not in self.finished and leftover.name != JOURNAL:
                 leftover.unlink()
         lines = [_Start(key), *self.finished.values()]
-        _write_synced(self.partial / JOURNAL, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        write_synced(self.partial / JOURNAL, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
     def _note(self, entry: _Done) -> None:
-        with _disk_errors(self.partial / JOURNAL), (self.partial / JOURNAL).open("ab") as journal:
+        with disk_errors(self.partial / JOURNAL), (self.partial / JOURNAL).open("ab") as journal:
             journal.write(msgspec.json.encode(entry) + b"\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -248,32 +266,3 @@ def _intact(path: Path, file: PackFile) -> bool:
             for segment in file.segments
             for expected in segment.sha256
         )
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise FitError(
-            "the disk is full", where=path, hint="make room, then run the same command to continue"
-        ) from error
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    with _disk_errors(path), scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,8 @@
 """Every byte the CPU engine will allocate, known before anything is."""
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from krasis import models
 from krasis.errors import FitError, InputError
@@ -14,12 +16,16 @@ PREFILL_CHUNK = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by purpose. `weights` are mapped from the pack and live in the page cache; the rest is allocated."""
+    """Bytes by purpose. `weights` are mapped from the pack and live in the page cache; the rest is allocated.
+
+    `needs` gives what another context would allocate.
+    """
 
     context: int
     weights: int
     kv: int
     workspace: int
+    needs: Callable[[int], int] = field(repr=False, compare=False)
 
     @property
     def allocated(self) -> int:
@@ -38,11 +44,13 @@ def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts
     if context > spec.max_positions:
         what, expected = f"a context of {context} tokens", f"at most the model's {spec.max_positions}"
         raise InputError(what, where="--context", expected=expected)
+    shapes = models.get(_family(spec)).kv_shapes(spec)
     return Plan(
         context=context,
         weights=_read_bytes(manifest, layouts),
-        kv=kv_bytes(models.get(_family(spec)).kv_shapes(spec), context, kv),
+        kv=kv_bytes(shapes, context, kv),
         workspace=_workspace(spec, context),
+        needs=lambda tokens: kv_bytes(shapes, tokens, kv) + _workspace(spec, tokens),
     )
 
 
@@ -50,7 +58,8 @@ def check(plan: Plan, available: int) -> list[str]:
     """Notes on what will be slow. Raises FitError with the number that would fit."""
     if plan.allocated > available:
         what = f"a context of {plan.context} tokens needs {_gib(plan.allocated)} of memory"
-        hint = f"about {plan.context * available // plan.allocated} tokens would fit"
+        most = bisect_right(range(1, plan.context), available, key=plan.needs)
+        hint = f"{most} tokens would fit" if most else "no context fits"
         raise FitError(what, where="RAM", expected=f"{_gib(available)} are available", hint=hint)
     if plan.resident > available:
         return [f"weights of {_gib(plan.weights)} exceed the {_gib(available)} of free memory: they are read from disk"]

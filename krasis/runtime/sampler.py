@@ -23,6 +23,7 @@ class Sampling:
         _require(self.top_k >= 0, "--top-k", self.top_k, "0 (off) or more")
         _require(0 < self.top_p <= 1, "--top-p", self.top_p, "above 0, at most 1")
         _require(0 <= self.min_p <= 1, "--min-p", self.min_p, "0 to 1")
+        _require(0 <= self.seed < 1 << 64, "--seed", self.seed, "0 to 2^64 - 1")
 
 
 def _require(holds: bool, flag: str, value: float, expected: str) -> None:
@@ -51,7 +52,9 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     top-p keeps the smallest set of most likely tokens whose mass reaches p (Holtzman et al. 2020); min-p keeps tokens
     at least p times as likely as the most likely one (Nguyen et al. 2024).
     """
-    ranked, order = (logits.double() / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
+    # Relative to the largest, so that no temperature however low makes an infinity.
+    scaled = (logits.double() - logits.max()) / sampling.temperature
+    ranked, order = scaled.softmax(-1).sort(descending=True, stable=True)
     if sampling.top_k:
         ranked[sampling.top_k :] = 0
         ranked /= ranked.sum()

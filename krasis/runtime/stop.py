@@ -2,7 +2,11 @@
 
 
 class StopText:
-    """Passes text on, holding back what may be the start of a stop string. `hit` is set once one was found."""
+    """Passes text on, holding back what may be the start of a stop string. `hit` is set once one was found.
+
+    The stop string that is complete first ends the text, whatever pieces the text comes in; of two that end at the same
+    character, the longer.
+    """
 
     def __init__(self, stops: list[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -12,10 +16,11 @@ class StopText:
     def push(self, text: str) -> str:
         """The part of all text so far that is now safe to show; nothing at or after a stop string ever is."""
         self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
+        starts = ((self._held.find(stop), stop) for stop in self._stops)
+        found = [(at + len(stop), at) for at, stop in starts if at >= 0]
         if found:
             self.hit = True
-            return self._release(min(found))
+            return self._release(min(found)[1])
         return self._release(len(self._held) - self._pending())
 
     def flush(self) -> str:

@@ -28,14 +28,21 @@ class Tokenizer:
             raise InputError("the pack has no tokenizer", where=pack.path, hint="convert a folder with tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
-            self._config: dict[str, Any] = json.loads(pack.extra("tokenizer_config.json") or b"{}")
+            self._config = dict[str, Any](json.loads(pack.extra("tokenizer_config.json") or b"{}"))
+            template = pack.extra("chat_template.jinja")
+            self._template = template.decode() if template is not None else self._default_template()
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"can't read the tokenizer: {error}", where=pack.path) from error
-        template = pack.extra("chat_template.jinja")
-        self._template = template.decode() if template is not None else self._default_template()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` adds what the tokenizer puts around a text (a begin token, say)."""
+        """Token ids; `special` adds what the tokenizer puts around a text (a begin token, say).
+
+        Raises InputError for lone surrogates, which is how bytes that are no UTF-8 arrive from a command line.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not Unicode: character {error.start}", expected="valid UTF-8") from error
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: list[int]) -> str:
@@ -49,7 +56,7 @@ class Tokenizer:
             text = self._environment.from_string(self._template).render(
                 messages=messages, add_generation_prompt=True, **self._special_tokens
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may divide by zero, recurse or add text to numbers
             raise InputError(f"the chat template refuses the conversation: {error}", where=self._where) from error
         return self.encode(text, special=False)
 
@@ -72,7 +79,7 @@ class Tokenizer:
     def _environment(self) -> ImmutableSandboxedEnvironment:
         # Templates come with checkpoints, so they run sandboxed; these are the globals hub templates expect.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         return environment

@@ -1,0 +1,98 @@
+// The C ABI of the CPU library: checks its arguments, and turns exceptions into codes.
+#include <mutex>
+#include <new>
+#include <system_error>
+
+#include "check.h"
+#include "isa.h"
+#include "matmul.h"
+
+struct krasis_pool {
+    krasis_pool(int threads, int isa, const krasis::Kernels &kernels) : isa(isa), matmul(threads, kernels) {}
+
+    const int isa;
+    std::mutex mutex;
+    krasis::Matmul matmul;
+};
+
+namespace {
+
+constexpr int kMaxThreads = 4096;
+
+krasis_status create(int threads, int isa, krasis_pool **pool) noexcept {
+    if (threads < 1 || threads > kMaxThreads)
+        return KRASIS_ERROR_THREADS;
+    if (isa == KRASIS_ISA_AUTO)
+        isa = krasis::best_isa();
+    const krasis::Kernels *kernels = krasis::kernels_of(isa);
+    if (!kernels)
+        return KRASIS_ERROR_ISA;
+    try {
+        *pool = new krasis_pool(threads, isa, *kernels);
+        return KRASIS_OK;
+    } catch (const std::system_error &) {
+        return KRASIS_ERROR_THREADS;
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
+}
+
+} // namespace
+
+int krasis_abi_version(void) { return KRASIS_ABI_VERSION; }
+
+const char *krasis_strerror(int status) {
+    switch (status) {
+    case KRASIS_OK: return "success";
+    case KRASIS_ERROR_NULL: return "a pointer is null";
+    case KRASIS_ERROR_CODEC: return "no such codec";
+    case KRASIS_ERROR_LAYOUT: return "no such layout for this codec";
+    case KRASIS_ERROR_SHAPE: return "a shape or stride is out of range";
+    case KRASIS_ERROR_GROUP: return "the group size does not fit the codec or the matrix";
+    case KRASIS_ERROR_ALIGNMENT: return "a pointer is not aligned to its element";
+    case KRASIS_ERROR_ISA: return "this machine lacks the instruction set";
+    case KRASIS_ERROR_THREADS: return "that many threads can't be had";
+    case KRASIS_ERROR_MEMORY: return "out of memory";
+    case KRASIS_ERROR_DEVICE: return "the GPU refused";
+    default: return "unknown error";
+    }
+}
+
+int krasis_best_isa(void) { return krasis::best_isa(); }
+
+krasis_pool *krasis_pool_create(int threads, int isa, int *status) {
+    krasis_pool *pool = nullptr;
+    const krasis_status result = create(threads, isa, &pool);
+    if (status)
+        *status = result;
+    return pool;
+}
+
+void krasis_pool_destroy(krasis_pool *pool) { delete pool; }
+
+int krasis_pool_threads(const krasis_pool *pool) { return pool ? pool->matmul.threads() : 0; }
+
+int krasis_pool_isa(const krasis_pool *pool) { return pool ? pool->isa : KRASIS_ISA_AUTO; }
+
+int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, const float *x, int64_t m, int64_t ldx, int64_t k_in,
+                  float *y, int64_t ldy, int64_t n_out) {
+    const krasis_job job{matrix, x, m, ldx, k_in, y, ldy, n_out};
+    return krasis_matmul_batch(pool, &job, 1);
+}
+
+int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count) {
+    if (!pool || (!jobs && count > 0))
+        return KRASIS_ERROR_NULL;
+    if (count < 0)
+        return KRASIS_ERROR_SHAPE;
+    for (int64_t i = 0; i < count; i++)
+        if (const krasis_status status = krasis::check(jobs[i]))
+            return status;
+    try {
+        const std::lock_guard<std::mutex> lock(pool->mutex);
+        pool->matmul.run(jobs, count);
+        return KRASIS_OK;
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
+}

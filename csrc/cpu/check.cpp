@@ -1,0 +1,63 @@
+#include "check.h"
+
+#include <cstdint>
+
+namespace krasis {
+namespace {
+
+constexpr int32_t kMultiple = 64;
+constexpr int64_t kMostActivations = int64_t(1) << 40; // keeps the size of every buffer far inside 64 bits
+
+template <class T> bool aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % alignof(T) == 0; }
+
+krasis_status check_plain(const krasis_matrix &matrix) {
+    if (matrix.layout != KRASIS_LAYOUT_PLAIN)
+        return KRASIS_ERROR_LAYOUT;
+    if (matrix.group_size != 0)
+        return KRASIS_ERROR_GROUP;
+    return aligned<uint16_t>(matrix.codes) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+}
+
+krasis_status check_quantized(const krasis_matrix &matrix) {
+    if (matrix.layout != KRASIS_LAYOUT_CPU && matrix.layout != KRASIS_LAYOUT_MARLIN)
+        return KRASIS_ERROR_LAYOUT;
+    if (!matrix.scales)
+        return KRASIS_ERROR_NULL;
+    if (matrix.k % kMultiple || matrix.n % kMultiple)
+        return KRASIS_ERROR_SHAPE;
+    const int32_t group = matrix.group_size;
+    if ((group != 32 && group != 64 && group != 128) || matrix.k % group)
+        return KRASIS_ERROR_GROUP;
+    return aligned<uint16_t>(matrix.scales) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+}
+
+krasis_status check_matrix(const krasis_matrix &matrix) {
+    if (!matrix.codes)
+        return KRASIS_ERROR_NULL;
+    if (matrix.k < 1 || matrix.n < 1)
+        return KRASIS_ERROR_SHAPE;
+    switch (matrix.codec) {
+    case KRASIS_INT4:
+    case KRASIS_INT8: return check_quantized(matrix);
+    case KRASIS_BF16: return check_plain(matrix);
+    default: return KRASIS_ERROR_CODEC;
+    }
+}
+
+bool rows_fit(int64_t m, int64_t stride, int64_t length) { return m <= 1 || stride >= length; }
+
+} // namespace
+
+krasis_status check(const krasis_job &job) {
+    if (!job.matrix || (job.m != 0 && (!job.x || !job.y)))
+        return KRASIS_ERROR_NULL;
+    if (const krasis_status status = check_matrix(*job.matrix))
+        return status;
+    const bool in_range = job.m >= 0 && job.m <= kMostActivations / job.matrix->k && job.k_in >= 1 && job.k_in <= job.matrix->k &&
+                          job.n_out >= 1 && job.n_out <= job.matrix->n;
+    if (!in_range || !rows_fit(job.m, job.ldx, job.k_in) || !rows_fit(job.m, job.ldy, job.n_out))
+        return KRASIS_ERROR_SHAPE;
+    return aligned<float>(job.x) && aligned<float>(job.y) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+}
+
+} // namespace krasis

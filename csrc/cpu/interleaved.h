@@ -1,0 +1,83 @@
+// INT4 and INT8 in the `cpu` layout: a tile of 16 columns is one contiguous run of 64-byte lines, four bytes a column.
+#pragma once
+
+#include "kernels.h"
+#include "tokens.h"
+
+namespace krasis {
+
+// Byte j of a column holds k = j in its low and k = 4 + j in its high half.
+struct InterleavedInt4 {
+    static constexpr int kDepth = 8;
+    template <class Isa> static constexpr int kZero = 8;
+
+    template <class Isa, int T>
+    static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
+        const auto codes = Isa::load(line);
+        const auto low = Isa::low_nibbles(codes), high = Isa::high_nibbles(codes);
+        for (int t = 0; t < T; t++, q += row)
+            sum[t] = Isa::dot_nibbles(sum[t], low, high, Isa::repeat4(q), Isa::repeat4(q + 4));
+    }
+};
+
+struct InterleavedInt8 {
+    static constexpr int kDepth = 4;
+    template <class Isa> static constexpr int kZero = Isa::kByteZero;
+
+    template <class Isa, int T>
+    static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
+        const auto codes = Isa::load(line);
+        for (int t = 0; t < T; t++, q += row)
+            sum[t] = Isa::dot_bytes(sum[t], codes, Isa::repeat4(q));
+    }
+};
+
+template <class Isa, class Codec> struct Interleaved {
+    const Work &work;
+    int64_t unit;
+
+    // One tile, T tokens.
+    template <int T> void run(int64_t token) const {
+        constexpr int kAhead = 2048; // bytes: far enough to hide DRAM, near enough to stay in the first-level cache
+        const krasis_matrix &matrix = *work.job.matrix;
+        const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
+        const uint8_t *line = (const uint8_t *)matrix.codes + unit * (k / Codec::kDepth) * 64;
+        const uint16_t *scales = matrix.scales + unit * groups * kUnit;
+        const int8_t *q = work.activations.q + token * k;
+        typename Isa::Floats y[T];
+        for (int t = 0; t < T; t++)
+            y[t] = Isa::floats(0);
+        for (int64_t g = 0; g < groups; g++, scales += kUnit) {
+            typename Isa::Ints sum[T];
+            for (int t = 0; t < T; t++)
+                sum[t] = Isa::ints(-Codec::template kZero<Isa> * work.activations.sum[(token + t) * groups + g]);
+            for (int64_t i = 0; i < lines; i++, line += 64, q += Codec::kDepth) {
+                Isa::prefetch(line + kAhead);
+                Codec::template dot<Isa, T>(sum, line, q, k);
+            }
+            const auto scale = Isa::widen(scales);
+            for (int t = 0; t < T; t++) {
+                const auto both = Isa::mul(scale, work.activations.scale[(token + t) * groups + g]);
+                y[t] = Isa::fma(Isa::to_floats(sum[t]), both, y[t]);
+            }
+        }
+        for (int t = 0; t < T; t++)
+            write(token + t, y[t]);
+    }
+
+    void write(int64_t token, typename Isa::Floats y) const {
+        float columns[kUnit];
+        Isa::store_floats(columns, y);
+        float *out = work.job.y + token * work.job.ldy + unit * kUnit;
+        const int64_t left = work.job.n_out - unit * kUnit;
+        for (int i = 0; i < kUnit && i < left; i++)
+            out[i] = columns[i];
+    }
+};
+
+template <class Isa, class Codec> void multiply_interleaved(const Work &work, int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; unit++)
+        for_blocks_of_tokens(work.job.m, Interleaved<Isa, Codec>{work, unit});
+}
+
+} // namespace krasis

@@ -1,0 +1,43 @@
+// What an instruction set provides, and what its kernels are given. No STL here: translation units with special
+// instructions include this, and code they share with others could be linked into a program that must not run it.
+#pragma once
+
+#include <stdint.h>
+
+#include "krasis.h"
+
+namespace krasis {
+
+// Columns of y computed at once: the finest grain at which quantized products are split.
+constexpr int kUnit = 16;
+
+// The activations of one job as its codec wants them, a row a token.
+struct Activations {
+    int8_t *q;       // INT4, INT8: [m][k]
+    float *scale;    // INT4, INT8: [m][k / group_size]
+    int32_t *sum;    // INT4, INT8: [m][k / group_size], of q over each group
+    float *values;   // BF16: [m][padded_k], zeros from k_in on
+    int64_t padded_k;
+};
+
+struct Work {
+    krasis_job job;
+    Activations activations;
+};
+
+struct Kernels {
+    // Fills the activations of tokens [first, last).
+    using Prepare = void (*)(const Work &, int64_t first, int64_t last);
+    // Writes y for units [first, last) of columns and every token.
+    using Multiply = void (*)(const Work &, int64_t first, int64_t last);
+
+    Prepare prepare[3];      // by codec
+    Multiply multiply[3][3]; // by codec and layout; null where the two do not go together
+};
+
+const Kernels &scalar_kernels();
+#ifdef KRASIS_X86
+const Kernels &avx2_kernels();
+#endif
+
+} // namespace krasis

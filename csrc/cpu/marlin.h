@@ -1,0 +1,222 @@
+// INT4 and INT8 in the `marlin` layout, read as a CPU likes it.
+//
+// A row of tiles holds 16 k of all columns. In it come, column tile by column tile, for c = 0..7 the eight columns
+// c, 8 + c, .. 56 + c of the tile side by side (and so do their scales). A unit is two neighbouring c. Memory is walked
+// row of tiles by row of tiles, with one accumulator a column in the first-level cache.
+#pragma once
+
+#include "kernels.h"
+#include "tokens.h"
+
+namespace krasis {
+
+constexpr int kTileDepth = 16;
+constexpr int kStripUnits = 128; // x 128 bytes of accumulators and 64 of y
+
+// Which of the 16 activations of a row of tiles meets each byte of a line.
+struct alignas(64) BytePattern {
+    uint8_t index[64];
+};
+
+// A line of INT4 is 4 pairs of k x 8 columns; a word is two columns, a pair of k each, and 8 k deeper in the high half.
+struct MarlinInt4 {
+    static constexpr int kUnitBytes = 128;
+    template <class Isa> using Sum = typename Isa::Shorts;
+
+    static constexpr BytePattern pairs(int deeper) {
+        BytePattern pattern{};
+        for (int i = 0; i < 64; i++)
+            pattern.index[i] = deeper + 2 * (i / 16) + i % 2;
+        return pattern;
+    }
+
+    static constexpr BytePattern columns_apart() {
+        constexpr uint8_t kOrder[4] = {0, 2, 1, 3};
+        BytePattern pattern{};
+        for (int i = 0; i < 64; i++)
+            pattern.index[i] = i % 16 / 4 * 4 + kOrder[i % 4];
+        return pattern;
+    }
+
+    // The activations of one row of tiles.
+    template <class Isa> struct Row {
+        typename Isa::Line low, high;
+    };
+
+    template <class Isa> static Row<Isa> row(const int8_t *q) {
+        static constexpr BytePattern kLow = pairs(0), kHigh = pairs(8);
+        const auto all = Isa::repeat16(q);
+        return {Isa::shuffle(all, Isa::load(kLow.index)), Isa::shuffle(all, Isa::load(kHigh.index))};
+    }
+
+    // Sums of code - 8, not of codes, fit 16 bits: a group of 128 puts 32 products of at most 8 * 127 into each, 32512
+    // in all. Starting from -8 times the activations, the sum may wrap on the way and is right at the end.
+    template <class Isa> static Sum<Isa> start(const int8_t *q, int64_t rows) {
+        const auto eights = Isa::repeat_byte(8);
+        auto sum = Isa::shorts(0);
+        for (int64_t i = 0; i < rows; i++) {
+            const auto x = row<Isa>(q + i * kTileDepth);
+            sum = Isa::add(sum, Isa::add(Isa::mul_pairs(eights, x.low), Isa::mul_pairs(eights, x.high)));
+        }
+        return Isa::subtract(Isa::shorts(0), sum);
+    }
+
+    template <class Isa, int T> static void dot(Sum<Isa> (*sum)[2], const uint8_t *line, const Row<Isa> *rows) {
+        static constexpr BytePattern kApart = columns_apart();
+        for (int half = 0; half < 2; half++) {
+            const auto codes = Isa::shuffle(Isa::load(line + 64 * half), Isa::load(kApart.index));
+            const auto low = Isa::low_nibbles(codes), high = Isa::high_nibbles(codes);
+            for (int t = 0; t < T; t++) {
+                const auto products = Isa::add(Isa::mul_pairs(low, rows[t].low), Isa::mul_pairs(high, rows[t].high));
+                sum[t][half] = Isa::add(sum[t][half], products);
+            }
+        }
+    }
+
+    template <class Isa> static typename Isa::Ints finish(const Sum<Isa> *sum, int32_t) {
+        return Isa::fold(sum[0], sum[1]);
+    }
+};
+
+// A line of INT8 is 2 pairs of k x 8 columns; a word is one column, a pair of k and the pair 8 k deeper.
+struct MarlinInt8 {
+    static constexpr int kUnitBytes = 256;
+    template <class Isa> using Sum = typename Isa::Ints;
+
+    static constexpr BytePattern words(int first_pair) {
+        constexpr uint8_t kOrder[4] = {0, 8, 1, 9};
+        BytePattern pattern{};
+        for (int i = 0; i < 64; i++)
+            pattern.index[i] = 2 * (first_pair + i / 32) + kOrder[i % 4];
+        return pattern;
+    }
+
+    template <class Isa> struct Row {
+        typename Isa::Line line[2];
+    };
+
+    template <class Isa> static Row<Isa> row(const int8_t *q) {
+        static constexpr BytePattern kFirst = words(0), kSecond = words(2);
+        const auto all = Isa::repeat16(q);
+        return {{Isa::shuffle(all, Isa::load(kFirst.index)), Isa::shuffle(all, Isa::load(kSecond.index))}};
+    }
+
+    template <class Isa> static Sum<Isa> start(const int8_t *, int64_t) { return Isa::ints(0); }
+
+    template <class Isa, int T> static void dot(Sum<Isa> (*sum)[2], const uint8_t *line, const Row<Isa> *rows) {
+        for (int half = 0; half < 2; half++)
+            for (int i = 0; i < 2; i++) {
+                const auto codes = Isa::load(line + 128 * half + 64 * i);
+                for (int t = 0; t < T; t++)
+                    sum[t][half] = Isa::dot_bytes(sum[t][half], codes, rows[t].line[i]);
+            }
+    }
+
+    template <class Isa> static typename Isa::Ints finish(const Sum<Isa> *sum, int32_t activations) {
+        return Isa::add(Isa::fold(sum[0], sum[1]), Isa::ints(-Isa::kByteZero * activations));
+    }
+};
+
+// The column of y that a unit's lane holds. Internal linkage, as for everything here that is no template over an Isa.
+static constexpr int64_t marlin_column(int64_t unit, int lane) {
+    return unit / 4 * 64 + lane % 8 * 8 + unit % 4 * 2 + lane / 8;
+}
+
+template <class Isa> typename Isa::Floats marlin_scales(const uint16_t *row, int64_t unit, bool one_group) {
+    if (!one_group)
+        return Isa::widen(row + unit * kUnit);
+    uint16_t scales[kUnit];
+    for (int lane = 0; lane < kUnit; lane++)
+        scales[lane] = row[unit / 4 * 64 + lane % 8 / 4 * 32 + unit % 4 * 8 + lane % 4 * 2 + lane / 8];
+    return Isa::widen(scales);
+}
+
+template <class Isa, class Codec> struct MarlinStrip {
+    using Sum = typename Codec::template Sum<Isa>;
+    using Row = typename Codec::template Row<Isa>;
+
+    const Work &work;
+    int64_t unit; // the first
+    int units;    // at most kStripUnits / tokens
+
+    template <int T> void run(int64_t token) const {
+        const krasis_matrix &matrix = *work.job.matrix;
+        const int64_t groups = matrix.k / matrix.group_size;
+        alignas(64) Sum sum[kStripUnits / T][T][2];
+        alignas(64) float y[kStripUnits / T][T][kUnit];
+        for (int u = 0; u < units; u++)
+            for (int t = 0; t < T; t++)
+                Isa::store_floats(y[u][t], Isa::floats(0));
+        for (int64_t g = 0; g < groups; g++) {
+            start<T>(sum, token, g);
+            add_group<T>(sum, token, g);
+            finish<T>(y, sum, token, g);
+        }
+        write<T>(y, token);
+    }
+
+    const int8_t *group_of(int64_t token, int64_t g) const {
+        return work.activations.q + token * work.job.matrix->k + g * work.job.matrix->group_size;
+    }
+
+    template <int T> void start(Sum (*sum)[T][2], int64_t token, int64_t g) const {
+        for (int t = 0; t < T; t++) {
+            const Sum first = Codec::template start<Isa>(group_of(token + t, g), work.job.matrix->group_size / kTileDepth);
+            for (int u = 0; u < units; u++)
+                sum[u][t][0] = sum[u][t][1] = first;
+        }
+    }
+
+    template <int T> void add_group(Sum (*sum)[T][2], int64_t token, int64_t g) const {
+        const krasis_matrix &matrix = *work.job.matrix;
+        const int64_t rows = matrix.group_size / kTileDepth, row_bytes = (int64_t)matrix.n / kUnit * Codec::kUnitBytes;
+        const uint8_t *row = (const uint8_t *)matrix.codes + g * rows * row_bytes + unit * Codec::kUnitBytes;
+        for (int64_t i = 0; i < rows; i++, row += row_bytes)
+            add_row<T>(sum, row, row_bytes, group_of(token, g) + i * kTileDepth);
+    }
+
+    template <int T> void add_row(Sum (*sum)[T][2], const uint8_t *line, int64_t row_bytes, const int8_t *q) const {
+        Row rows[T];
+        for (int t = 0; t < T; t++)
+            rows[t] = Codec::template row<Isa>(q + t * (int64_t)work.job.matrix->k);
+        for (int u = 0; u < units; u++, line += Codec::kUnitBytes) {
+            for (int i = 0; i < Codec::kUnitBytes; i += 64)
+                Isa::prefetch(line + row_bytes + i);
+            Codec::template dot<Isa, T>(sum[u], line, rows);
+        }
+    }
+
+    template <int T> void finish(float (*y)[T][kUnit], const Sum (*sum)[T][2], int64_t token, int64_t g) const {
+        const krasis_matrix &matrix = *work.job.matrix;
+        const int64_t groups = matrix.k / matrix.group_size;
+        const uint16_t *row = matrix.scales + g * matrix.n;
+        for (int u = 0; u < units; u++) {
+            const auto scale = marlin_scales<Isa>(row, unit + u, groups == 1);
+            for (int t = 0; t < T; t++) {
+                const int64_t at = (token + t) * groups + g;
+                const auto dot = Isa::to_floats(Codec::template finish<Isa>(sum[u][t], work.activations.sum[at]));
+                const auto both = Isa::mul(scale, work.activations.scale[at]);
+                Isa::store_floats(y[u][t], Isa::fma(dot, both, Isa::load_floats(y[u][t])));
+            }
+        }
+    }
+
+    template <int T> void write(const float (*y)[T][kUnit], int64_t token) const {
+        for (int u = 0; u < units; u++)
+            for (int lane = 0; lane < kUnit; lane++) {
+                const int64_t column = marlin_column(unit + u, lane);
+                for (int t = 0; t < T && column < work.job.n_out; t++)
+                    work.job.y[(token + t) * work.job.ldy + column] = y[u][t][lane];
+            }
+    }
+};
+
+template <class Isa, class Codec> void multiply_marlin(const Work &work, int64_t first, int64_t last) {
+    const int64_t width = kStripUnits / (work.job.m < kTokens ? work.job.m : kTokens);
+    for (int64_t unit = first; unit < last; unit += width) {
+        const int units = last - unit < width ? last - unit : width;
+        for_blocks_of_tokens(work.job.m, MarlinStrip<Isa, Codec>{work, unit, units});
+    }
+}
+
+} // namespace krasis

@@ -1,0 +1,40 @@
+// Runs valid jobs on a pool: activations first, then columns, each split evenly over the threads.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace krasis {
+
+class Matmul {
+public:
+    Matmul(int threads, const Kernels &kernels) : pool_(threads), kernels_(kernels) {}
+
+    int threads() const { return pool_.threads(); }
+
+    // Throws std::bad_alloc. One call at a time.
+    void run(const krasis_job *jobs, size_t count);
+
+private:
+    struct Step {
+        Work work;
+        int64_t tokens; // whose activations are to be prepared: none where the step before has the same
+        int64_t units;
+        double unit_cost; // in weight bytes times tokens
+    };
+
+    void plan(const krasis_job *jobs, size_t count);
+    void prepare();
+    void prepare_share(int thread);
+    void multiply_share(int thread);
+
+    Pool pool_;
+    const Kernels &kernels_;
+    std::vector<Step> steps_;
+    std::vector<unsigned char> scratch_; // the activations of all steps; it only grows
+};
+
+} // namespace krasis

@@ -1,0 +1,77 @@
+#include "pool.h"
+
+#include <chrono>
+
+namespace krasis {
+namespace {
+
+// Longer than the gap between two products of one layer, short enough to free the cores for whatever else runs.
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int kPauses = 32;
+
+void pause() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+// Returns once `value` is no longer `old`: spins first, sleeps then.
+void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < kPauses; i++) {
+            if (value.load(std::memory_order_acquire) != old)
+                return;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    value.wait(old, std::memory_order_acquire);
+}
+
+} // namespace
+
+Pool::Pool(int threads) : threads_(threads) {
+    try {
+        for (int i = 1; i < threads; i++)
+            workers_.emplace_back(&Pool::work, this, i);
+    } catch (...) {
+        stop();
+        throw;
+    }
+}
+
+Pool::~Pool() { stop(); }
+
+void Pool::run(Task task, void *context) {
+    task_ = task;
+    context_ = context;
+    busy_.store(threads_ - 1, std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+    task(context, 0);
+    while (const uint32_t left = busy_.load(std::memory_order_acquire))
+        wait_for_change(busy_, left);
+}
+
+void Pool::work(int thread) {
+    for (uint32_t seen = 0;; seen++) {
+        wait_for_change(round_, seen);
+        if (!task_)
+            return;
+        task_(context_, thread);
+        if (busy_.fetch_sub(1, std::memory_order_release) == 1)
+            busy_.notify_one();
+    }
+}
+
+void Pool::stop() {
+    task_ = nullptr;
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+    for (std::thread &worker : workers_)
+        worker.join();
+}
+
+} // namespace krasis

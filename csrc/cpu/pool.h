@@ -1,0 +1,38 @@
+// A fixed team of threads that all run the same function.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace krasis {
+
+class Pool {
+public:
+    using Task = void (*)(void *context, int thread);
+
+    // Throws std::system_error where the system refuses threads.
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool &) = delete;
+
+    int threads() const { return threads_; }
+
+    // Calls task(context, t) for every t below threads(), t = 0 on the caller, and returns when all are done. One call
+    // at a time.
+    void run(Task task, void *context);
+
+private:
+    void work(int thread);
+    void stop();
+
+    int threads_;
+    Task task_ = nullptr; // null tells the workers to end
+    void *context_ = nullptr;
+    alignas(64) std::atomic<uint32_t> round_{0};
+    alignas(64) std::atomic<uint32_t> busy_{0};
+    std::vector<std::thread> workers_;
+};
+
+} // namespace krasis

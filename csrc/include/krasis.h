@@ -1,0 +1,106 @@
+/* The C ABI of krasis: products with packed matrices on the CPU, and operations on packed matrices on the GPU.
+ *
+ * Every function that can fail returns a krasis_status. Nothing throws, prints or aborts, and no argument, null or
+ * misshapen, crashes; the arrays behind the pointers must be as large as the shapes say.
+ */
+#ifndef KRASIS_H
+#define KRASIS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KRASIS_API __attribute__((visibility("default")))
+#define KRASIS_ABI_VERSION 1
+
+typedef enum krasis_status {
+    KRASIS_OK = 0,
+    KRASIS_ERROR_NULL = 1,      /* a pointer that must be given is null */
+    KRASIS_ERROR_CODEC = 2,     /* no such codec, or not for this operation */
+    KRASIS_ERROR_LAYOUT = 3,    /* no such layout, or not for this codec */
+    KRASIS_ERROR_SHAPE = 4,     /* k, n, m, k_in, n_out, ldx or ldy out of range */
+    KRASIS_ERROR_GROUP = 5,     /* group size not 32, 64 or 128, or not a divisor of k */
+    KRASIS_ERROR_ALIGNMENT = 6, /* a pointer is not aligned to its element */
+    KRASIS_ERROR_ISA = 7,       /* no such instruction set, or this machine lacks it */
+    KRASIS_ERROR_THREADS = 8,   /* thread count below 1 or above 4096, or the system refused threads */
+    KRASIS_ERROR_MEMORY = 9,    /* out of memory */
+    KRASIS_ERROR_DEVICE = 10    /* the GPU or its driver refused */
+} krasis_status;
+
+typedef enum krasis_isa { KRASIS_ISA_AUTO = -1, KRASIS_ISA_SCALAR = 0, KRASIS_ISA_AVX2 = 1 } krasis_isa;
+
+typedef enum krasis_codec {
+    KRASIS_INT4 = 0, /* weight = (code - 8) * scale */
+    KRASIS_INT8 = 1, /* weight = (code - 128) * scale */
+    KRASIS_BF16 = 2  /* weight as it is */
+} krasis_codec;
+
+typedef enum krasis_layout {
+    KRASIS_LAYOUT_CPU = 0,    /* INT4, INT8: 16 columns a tile, four bytes of each a line of 64 bytes */
+    KRASIS_LAYOUT_MARLIN = 1, /* INT4, INT8: tensor-core tiles of 16 k x 64 columns */
+    KRASIS_LAYOUT_PLAIN = 2   /* BF16: row-major [n][k] */
+} krasis_layout;
+
+/* A weight matrix of k input and n output features. INT4 and INT8: k % 64 == 0, n % 64 == 0, group_size 32, 64 or 128
+ * dividing k; `scales` are bf16 bits, one for every group_size weights along k of a column, in the layout's order.
+ * BF16: any k and n, `codes` are bf16 bits, `scales` null, group_size 0. */
+typedef struct krasis_matrix {
+    const void *codes;
+    const uint16_t *scales;
+    int32_t codec, layout, k, n, group_size;
+} krasis_matrix;
+
+/* y[m][n_out] = x[m][k_in] @ W^T, both float32 with rows ldx and ldy elements apart (unused where m is 1). Columns of x
+ * from k_in to k count as zero; only the first n_out columns are computed and written. */
+typedef struct krasis_job {
+    const krasis_matrix *matrix;
+    const float *x;
+    int64_t m, ldx, k_in;
+    float *y;
+    int64_t ldy, n_out;
+} krasis_job;
+
+typedef struct krasis_pool krasis_pool;
+
+KRASIS_API int krasis_abi_version(void);
+/* A static English sentence without a full stop. */
+KRASIS_API const char *krasis_strerror(int status);
+/* The best instruction set that this processor and its operating system have. */
+KRASIS_API int krasis_best_isa(void);
+
+/* A pool of `threads` threads, the caller of krasis_matmul being one of them. `status`, if not null, receives the
+ * reason for a null result. A pool does not survive fork. */
+KRASIS_API krasis_pool *krasis_pool_create(int threads, int isa, int *status);
+KRASIS_API void krasis_pool_destroy(krasis_pool *pool);
+/* 0 for a null pool. */
+KRASIS_API int krasis_pool_threads(const krasis_pool *pool);
+/* KRASIS_ISA_AUTO for a null pool. */
+KRASIS_API int krasis_pool_isa(const krasis_pool *pool);
+
+/* One product; see krasis_job. Calls on one pool from several threads run one after another.
+ *
+ * The result depends on the numbers alone: it is the same bit for bit on every instruction set, in every layout, with
+ * every thread count and batch size.
+ *
+ * INT4, INT8: for every token and group of x, in float32,
+ *     a = max |x|;   q = rint(x * (127 / a)), ties to even;   s = a / 127
+ *     y = fma(sum of (code - zero) * q, scale * s, y)
+ * with y = 0 at first, groups ascending, and the sum exact. A group with a < 2^-100 counts as zero. A NaN or infinity
+ * in x makes its whole row of y NaN.
+ *
+ * BF16: acc[i] = fma(w[k], x[k], acc[i]) with i = k mod 32, from zero, k ascending; then acc[i] += acc[i + h] for
+ * h = 16, 8, 4, 2, 1. */
+KRASIS_API int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, const float *x, int64_t m, int64_t ldx,
+                             int64_t k_in, float *y, int64_t ldy, int64_t n_out);
+
+/* `count` products that do not depend on each other, split over the threads as one. Neighbours in the list that share x
+ * quantize it once. Nothing is computed unless every job is valid. */
+KRASIS_API int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

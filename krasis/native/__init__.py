@@ -1,0 +1,1 @@
+"""The compiled libraries, behind ctypes. Nothing else in krasis loads them."""

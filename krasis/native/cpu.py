@@ -1,0 +1,140 @@
+"""Products with packed matrices on the CPU."""
+
+import ctypes
+import os
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from krasis.errors import InputError, KrasisError
+from krasis.native.cores import physical_cores
+from krasis.native.library import cpu_library
+from krasis.native.matrix import Matrix as Matrix
+
+ISAS = ("scalar", "avx2")
+"""Instruction sets in the order of `krasis_isa`, best last."""
+
+ISA_VARIABLE = "KRASIS_ISA"
+_AUTO = -1
+
+
+class _CJob(ctypes.Structure):
+    _fields_ = (
+        ("matrix", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("m", ctypes.c_int64),
+        ("ldx", ctypes.c_int64),
+        ("k_in", ctypes.c_int64),
+        ("y", ctypes.c_void_p),
+        ("ldy", ctypes.c_int64),
+        ("n_out", ctypes.c_int64),
+    )
+
+
+def best_isa() -> str:
+    """The best instruction set of this machine that the kernels know. Raises KrasisError as `Pool` does."""
+    return ISAS[cpu_library().krasis_best_isa()]
+
+
+class Pool:
+    """Threads that multiply. One caller at a time computes; others wait. Doesn't survive a fork.
+
+    `threads`: one per physical core that this process may use, if None. `isa`: one of `ISAS`; if None, what the
+    environment variable KRASIS_ISA says, or else the machine's best. Raises KrasisError for one this machine lacks, for
+    an impossible number of threads, or where the CPU library isn't built.
+    """
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        library = cpu_library()
+        isa = isa or os.environ.get(ISA_VARIABLE) or None
+        status = ctypes.c_int()
+        count = physical_cores() if threads is None else threads
+        handle = library.krasis_pool_create(count, _isa_number(isa), ctypes.byref(status))
+        if not handle:
+            raise _pool_error(count, isa, status.value)
+        self._handle: int | None = handle
+        self._matmul, self._matmul_batch = library.krasis_matmul, library.krasis_matmul_batch
+        self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
+        self.threads: int = library.krasis_pool_threads(handle)
+        self.isa = ISAS[library.krasis_pool_isa(handle)]
+
+    def matmul(self, matrix: Matrix, x: Tensor, n_out: int | None = None) -> Tensor:
+        """float32 [m, k_in] -> float32 [m, n_out]: x times the transposed weights.
+
+        k_in may be below `matrix.k` (missing columns count as zero) and n_out below `matrix.n` (the rest isn't
+        computed). The result is the same bit for bit on every instruction set, in every layout, with every number of
+        threads and tokens. Raises InputError for any other x or n_out, KrasisError if the pool is closed.
+        """
+        m, k_in, stride = _shape_of(x)
+        n_out = matrix.n if n_out is None else n_out
+        y = torch.empty((m, n_out), dtype=torch.float32, device="cpu")
+        status = self._matmul(self._handle, matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
+        if status:
+            raise self._error(status, [(matrix, x, n_out)])
+        return y
+
+    def matmul_batch(self, jobs: Sequence[tuple[Matrix, Tensor, int]]) -> list[Tensor]:
+        """(matrix, x, n_out) each as in `matmul`, computed together: no thread waits between them.
+
+        Neighbours with the same x tensor quantize it once.
+        """
+        array, results = (_CJob * len(jobs))(), []
+        for i, (matrix, x, n_out) in enumerate(jobs):
+            m, k_in, stride = _shape_of(x)
+            y = torch.empty((m, n_out), dtype=torch.float32, device="cpu")
+            array[i] = _CJob(matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
+            results.append(y)
+        if status := self._matmul_batch(self._handle, ctypes.addressof(array), len(jobs)):
+            raise self._error(status, jobs)
+        return results
+
+    def close(self) -> None:
+        """End the threads. Products after this raise KrasisError; closing again does nothing."""
+        self._handle = None
+        self._destroy()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _error(self, status: int, jobs: Sequence[tuple[Matrix, Tensor, int]]) -> KrasisError:
+        if self._handle is None:
+            return KrasisError("the pool is closed")
+        shapes = (f"x {tuple(x.shape)} into {n_out} of K = {matrix.k}, N = {matrix.n}" for matrix, x, n_out in jobs)
+        return InputError(_message(status), where=", ".join(shapes))
+
+
+def _shape_of(x: Tensor) -> tuple[int, int, int]:
+    if x.dtype is not torch.float32 or x.dim() != 2 or x.device.type != "cpu":
+        found = f"x is {x.dtype} {tuple(x.shape)} on {x.device}"
+        raise InputError(found, expected="float32 [m, k] in main memory")
+    m, k = x.shape
+    stride, step = x.stride()
+    if step != 1 and k > 1:
+        raise InputError(f"x has strides {x.stride()}", expected="a contiguous last dimension")
+    return m, k, stride
+
+
+def _isa_number(isa: str | None) -> int:
+    if isa is None:
+        return _AUTO
+    if isa not in ISAS:
+        raise KrasisError(f"unknown instruction set {isa!r}", expected=f"one of {', '.join(ISAS)}")
+    return ISAS.index(isa)
+
+
+def _pool_error(threads: int, isa: str | None, status: int) -> KrasisError:
+    return KrasisError(
+        _message(status), where=f"{isa or 'auto'}, {threads} threads", hint=f"this machine has {best_isa()}"
+    )
+
+
+def _message(status: int) -> str:
+    return str(cpu_library().krasis_strerror(status).decode())

@@ -1,0 +1,43 @@
+"""Writes that are whole or absent after a kill, and a full disk said plainly."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from krasis.errors import FitError
+
+TMP = ".tmp"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a disk or quota that runs full into a FitError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FitError(
+            "the disk is full", where=path, hint="make room, then run the same command to continue"
+        ) from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, sync it, then give it its name."""
+    scratch = path.with_name(path.name + TMP)
+    with disk_errors(path), scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder as durable as the files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
