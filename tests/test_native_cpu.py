@@ -1,11 +1,7 @@
-"""The native kernels against NumPy: operation x codec x layout x instruction set x group x ragged shape, bit for bit."""
+"""Native kernels against NumPy, bit for bit: codec x layout x instruction set x group x ragged shape x m x threads."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import product
-from pathlib import Path
-from time import sleep
 
 import numpy as np
 import pytest
@@ -13,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from krasis import layout as layouts
-from krasis import native
-from krasis.errors import InputError, KrasisError
 from krasis.native import cpu
 from krasis.native.cpu import Matrix, Pool
 
@@ -178,7 +172,7 @@ def test_magnitudes_at_the_ends_of_float32(codec: str, layout: str, isa: str) ->
     """Zeros, subnormals, the threshold, halves that round to even, and the largest numbers."""
     k, n, group = 256, 128, 32
     rng = np.random.default_rng(2)
-    codes, scales = random_codes(rng, codec, k, n), random_scales(rng, k, n, group)
+    codes, scales = random_codes(rng, codec, k, n), random_scales(rng, k, n, group) / 1024
     x = rng.integers(-127, 128, (1, k)).astype(np.float32) + np.float32(0.5)
     for g, top in enumerate([0, 1e-45, 2.0**-101, 2.0**-100, 127, 3.4e38, -0.0, 1e-30]):
         x[0, g * group : (g + 1) * group] *= np.float32(top) / 127 if top != 127 else 1
@@ -242,179 +236,3 @@ def test_many_tokens_are_quantized_by_all_threads() -> None:
     codes, scales, x = random_codes(rng, "int8", k, n), random_scales(rng, k, n, group), random_x(rng, m, k)
     matrix = packed("int8", "cpu", codes, scales, group)
     assert_same(pool(2, ISAS[-1]).matmul(matrix, torch.from_numpy(x)), reference(x, codes, scales, 8, group))
-
-
-def small(codec: str = "int4", layout: str = "cpu") -> Matrix:
-    rng = np.random.default_rng(6)
-    return packed(codec, layout, random_codes(rng, codec, 128, 128), random_scales(rng, 128, 128, 32), 32)
-
-
-def test_x_may_be_a_slice_and_empty() -> None:
-    wide = torch.randn(4, 300)
-    x = wide[::2, 7:135]
-    assert torch.equal(pool(1, "scalar").matmul(small(), x), pool(1, "scalar").matmul(small(), x.contiguous()))
-    assert pool(1, "scalar").matmul(small(), torch.empty(0, 128)).shape == (0, 128)
-
-
-def test_threads_may_share_a_pool_and_sleep_between_calls() -> None:
-    matrix, x, shared = small(), torch.randn(3, 128), pool(2, ISAS[-1])
-    expected = shared.matmul(matrix, x)
-
-    def several(_: int) -> bool:
-        sleep(0.001)
-        return all(torch.equal(shared.matmul(matrix, x), expected) for _ in range(50))
-
-    with ThreadPoolExecutor(4) as callers:
-        assert all(callers.map(several, range(16)))
-
-
-@pytest.mark.parametrize(
-    "x",
-    [
-        torch.zeros(1, 128, dtype=torch.float64),
-        torch.zeros(128),
-        torch.zeros(1, 129),
-        torch.zeros(1, 0),
-        torch.zeros(128, 4).T,
-        torch.zeros(1, 128).expand(4, 128),
-    ],
-    ids=["dtype", "dimensions", "too wide", "no columns", "last stride", "overlapping rows"],
-)
-def test_bad_x_is_refused(x: torch.Tensor) -> None:
-    with pytest.raises(InputError):
-        pool(1, "scalar").matmul(small(), x)
-    with pytest.raises(InputError):
-        pool(1, "scalar").matmul_batch([(small(), x, 128)])
-
-
-@pytest.mark.parametrize("n_out", [0, -1, 129])
-def test_bad_n_out_is_refused(n_out: int) -> None:
-    with pytest.raises(InputError):
-        pool(1, "scalar").matmul(small(), torch.zeros(1, 128), n_out)
-
-
-CODES, SCALES = torch.zeros(128 * 64, dtype=torch.uint8), torch.zeros(4 * 128, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("int5", "cpu", 128, 128, 32, CODES, SCALES), "codec"),
-        (("int4", "plain", 128, 128, 32, CODES, SCALES), "layout"),
-        (("bf16", "cpu", 128, 32, 0, CODES.view(torch.bfloat16)), "layout"),
-        (("int4", "cpu", 100, 128, 32, CODES, SCALES), "multiples of 64"),
-        (("int4", "cpu", 128, 0, 32, CODES, SCALES), "at least"),
-        (("int4", "cpu", 128, 128, 48, CODES, SCALES), "groups"),
-        (("int4", "cpu", 64, 256, 128, CODES, SCALES), "groups"),
-        (("int4", "cpu", 128, 128, 32, CODES, None), "scales"),
-        (("int4", "cpu", 128, 128, 32, CODES, SCALES.half()), "float16"),
-        (("int4", "cpu", 128, 128, 32, CODES.float(), SCALES), "float32"),
-        (("int8", "cpu", 128, 128, 32, CODES, SCALES), "16384"),
-        (("int4", "cpu", 128, 128, 64, CODES, SCALES), "512"),
-        (("int4", "cpu", 128, 128, 32, CODES.repeat(2)[::2], SCALES), "contiguous"),
-        (("bf16", "plain", 128, 32, 32, CODES.view(torch.bfloat16)), "group"),
-        (("bf16", "plain", 128, 32, 0, CODES.view(torch.bfloat16), SCALES), "scales"),
-    ],
-)
-def test_bad_matrices_are_refused(arguments: tuple[object, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Matrix(*arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "status"),
-    [
-        ("codes", None, 1),
-        ("scales", None, 1),
-        ("codec", 3, 2),
-        ("codec", -1, 2),
-        ("layout", 2, 3),
-        ("layout", -1, 3),
-        ("k", 0, 4),
-        ("k", -64, 4),
-        ("n", 100, 4),
-        ("group_size", 0, 5),
-        ("group_size", 96, 5),
-        ("codec", 2, 3),
-    ],
-)
-def test_the_library_checks_matrices_itself(field: str, value: int | None, status: int) -> None:
-    matrix, x = small(), torch.zeros(1, 128)
-    setattr(matrix.c_struct, field, value)
-    shared = pool(1, "scalar")
-    found = shared._matmul(shared._handle, matrix.address, x.data_ptr(), 1, 128, 128, x.data_ptr(), 128, 128)
-    assert found == status
-    assert cpu.cpu_library().krasis_strerror(status) != cpu.cpu_library().krasis_strerror(99)
-
-
-def test_the_library_checks_pointers_and_strides() -> None:
-    library, shared, matrix, y = cpu.cpu_library(), pool(1, "scalar"), small(), torch.zeros(2, 128)
-    good = [shared._handle, matrix.address, y.data_ptr(), 2, 128, 128, torch.zeros(2, 128).data_ptr(), 128, 128]
-    for place, value, status in [
-        (0, None, 1),
-        (1, None, 1),
-        (2, None, 1),
-        (2, y.data_ptr() + 1, 6),
-        (3, -1, 4),
-        (3, 1 << 62, 4),
-        (4, 127, 4),
-        (5, 0, 4),
-        (5, 129, 4),
-        (6, None, 1),
-        (7, 127, 4),
-        (8, 0, 4),
-        (8, 129, 4),
-    ]:
-        assert library.krasis_matmul(*good[:place], value, *good[place + 1 :]) == status
-    assert library.krasis_matmul_batch(shared._handle, None, 1) == 1
-    assert library.krasis_matmul_batch(shared._handle, None, -1) == 4
-    assert library.krasis_matmul_batch(shared._handle, None, 0) == 0
-    library.krasis_pool_destroy(None)
-    assert library.krasis_pool_threads(None) == 0
-
-
-def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
-    for isa in ISAS:
-        assert Pool(1, isa).isa == isa
-    assert Pool(1).isa == cpu.best_isa() == ISAS[-1]
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "scalar")
-    assert Pool(1).isa == "scalar"
-    assert Pool(1, ISAS[-1]).isa == ISAS[-1]
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "mmx")
-    with pytest.raises(KrasisError, match="mmx"):
-        Pool(1)
-
-
-def test_a_missing_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "ISAS", (*cpu.ISAS, "avx9"))
-    with pytest.raises(KrasisError, match="avx9"):
-        Pool(1, "avx9")
-
-
-def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= Pool().threads <= len(os.sched_getaffinity(0))
-    for threads in (0, -1, 1 << 20):
-        with pytest.raises(KrasisError, match="threads"):
-            Pool(threads)
-
-
-def test_a_closed_pool_says_so() -> None:
-    with Pool(2) as closed:
-        pass
-    closed.close()
-    with pytest.raises(KrasisError, match="closed"):
-        closed.matmul(small(), torch.zeros(1, 128))
-
-
-def test_a_library_that_is_not_built_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
-    cpu.cpu_library.cache_clear()
-    try:
-        with pytest.raises(KrasisError, match="isn't built"):
-            Pool(1)
-        (tmp_path / "libkrasis_cpu.so").write_bytes(b"not a library")
-        with pytest.raises(KrasisError, match="can't be loaded"):
-            Pool(1)
-    finally:
-        cpu.cpu_library.cache_clear()

@@ -12,6 +12,7 @@ namespace krasis {
 
 constexpr int kTileDepth = 16;
 constexpr int kStripUnits = 128; // x 128 bytes of accumulators and 64 of y
+constexpr int64_t kAhead = 2048; // bytes to prefetch: into the next row of tiles at the end of a strip's part of this one
 
 // Which of the 16 activations of a row of tiles meets each byte of a line.
 struct alignas(64) BytePattern {
@@ -179,9 +180,12 @@ template <class Isa, class Codec> struct MarlinStrip {
         Row rows[T];
         for (int t = 0; t < T; t++)
             rows[t] = Codec::template row<Isa>(q + t * (int64_t)work.job.matrix->k);
+        const int64_t bytes = (int64_t)units * Codec::kUnitBytes, ahead = bytes < kAhead ? bytes : kAhead;
+        const uint8_t *last = line + bytes - ahead;
         for (int u = 0; u < units; u++, line += Codec::kUnitBytes) {
+            const uint8_t *next = line + ahead + (line < last ? 0 : row_bytes - bytes);
             for (int i = 0; i < Codec::kUnitBytes; i += 64)
-                Isa::prefetch(line + row_bytes + i);
+                Isa::prefetch(next + i);
             Codec::template dot<Isa, T>(sum[u], line, rows);
         }
     }

@@ -41,12 +41,8 @@ def _kept(dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "f32"
 
 
-def _shape(weight: Weight) -> tuple[int, ...]:
-    return (weight.shape[0] * len(weight.sources), *weight.shape[1:])
-
-
 def _plain(weight: Weight, codec: str) -> TensorSpec:
-    return TensorSpec(weight.name, codec, _shape(weight), _shape(weight))
+    return TensorSpec(weight.name, codec, weight.stacked, weight.stacked)
 
 
 def _quantized(weights: tuple[Weight, ...], codec: str, group_size: GroupSize) -> tuple[TensorSpec, ...]:
@@ -60,6 +56,6 @@ def _quantized(weights: tuple[Weight, ...], codec: str, group_size: GroupSize) -
         padded_k, padded_n = padded_shape(k, rows * parts, group_size)
         padded[weight.name] = (padded_n, padded_k)
     return tuple(
-        TensorSpec(weight.name, codec, _shape(weight), padded[weight.name], group_size, len(weight.sources))
+        TensorSpec(weight.name, codec, weight.stacked, padded[weight.name], group_size, len(weight.sources))
         for weight in weights
     )

@@ -38,10 +38,8 @@ class Config:
                 value = float(value)
             if type(value) is not kind:
                 raise InputError(f"{name} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")
-            if kind is int and not least <= value < _INT_END:
-                raise InputError(f"{name} is {value!r}", where="config.json", expected=f"{least} or more, below 2^31")
-            if kind is float and not 0 < value < math.inf:
-                raise InputError(f"{name} is {value!r}", where="config.json", expected="above 0 and finite")
+            if expected := _out_of_range(value, least):
+                raise InputError(f"{name} is {value!r}", where="config.json", expected=expected)
             return value
         if default is None:
             raise InputError(f"{names[0]} is missing", where="config.json", expected=f"a {kind.__name__}")
@@ -90,3 +88,12 @@ class Config:
                 raise InputError(
                     f"unknown key {name!r} = {value!r}", where="config.json", expected="keys it knows", hint=hint
                 )
+
+
+def _out_of_range(value: object, least: int) -> str:
+    """What a number should be, empty where it is."""
+    if type(value) is int and not least <= value < _INT_END:
+        return f"{least} or more, below 2^31"
+    if type(value) is float and not 0 < value < math.inf:
+        return "above 0 and finite"
+    return ""

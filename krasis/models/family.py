@@ -37,6 +37,11 @@ class Weight:
     shape: tuple[int, ...]
     feeds: str = ""
 
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+        return (self.shape[0] * len(self.sources), *self.shape[1:])
+
 
 @dataclass(frozen=True)
 class Group:

@@ -60,7 +60,9 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
     )
     config.hold(heads % spec.num_kv_heads == 0, "num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     config.hold(spec.head_dim % 2 == 0, "head_dim", "even, for rotary embedding")
-    config.hold(spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts")
+    config.hold(
+        spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts"
+    )
     config.hold(spec.intermediate_size > 0 or not spec.dense_layers, "intermediate_size", "the width of dense layers")
     config.finish()
     return spec

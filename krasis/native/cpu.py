@@ -69,8 +69,7 @@ class Pool:
         threads and tokens. Raises InputError for any other x or n_out, KrasisError if the pool is closed.
         """
         m, k_in, stride = _shape_of(x)
-        n_out = matrix.n if n_out is None else n_out
-        y = torch.empty((m, n_out), dtype=torch.float32, device="cpu")
+        y, n_out = _result(matrix, m, n_out)
         status = self._matmul(self._handle, matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
         if status:
             raise self._error(status, [(matrix, x, n_out)])
@@ -84,7 +83,7 @@ class Pool:
         array, results = (_CJob * len(jobs))(), []
         for i, (matrix, x, n_out) in enumerate(jobs):
             m, k_in, stride = _shape_of(x)
-            y = torch.empty((m, n_out), dtype=torch.float32, device="cpu")
+            y, _ = _result(matrix, m, n_out)
             array[i] = _CJob(matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
             results.append(y)
         if status := self._matmul_batch(self._handle, ctypes.addressof(array), len(jobs)):
@@ -120,6 +119,13 @@ def _shape_of(x: Tensor) -> tuple[int, int, int]:
     if step != 1 and k > 1:
         raise InputError(f"x has strides {x.stride()}", expected="a contiguous last dimension")
     return m, k, stride
+
+
+def _result(matrix: Matrix, m: int, n_out: int | None) -> tuple[Tensor, int]:
+    n_out = matrix.n if n_out is None else n_out
+    if not 0 < n_out <= matrix.n:
+        raise InputError(f"n_out is {n_out}", expected=f"1 to {matrix.n}")
+    return torch.empty((m, n_out), dtype=torch.float32, device="cpu"), n_out
 
 
 def _isa_number(isa: str | None) -> int:

@@ -12,6 +12,7 @@ from krasis.models.family import ModelSpec
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
+from krasis.runtime.conform import check_pack
 from krasis.runtime.kv_cache import KvCache
 from krasis.runtime.machine import available_ram
 from krasis.runtime.tracer import Tracer
@@ -44,6 +45,7 @@ class Engine:
         self.spec, self.backend = read_spec(pack), backend
         self._kv = kv or backend.kv
         self._family = models.get(str(pack.manifest.model["model_type"]))
+        check_pack(pack, self._family, self.spec)
         self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, (layout,) if layout else backend.layouts)
         self.notes = planning.check(self.plan, available_ram())
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None

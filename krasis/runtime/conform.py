@@ -1,0 +1,35 @@
+"""A pack must hold what its model spec asks for: the forward and the kernels take shapes on trust."""
+
+from krasis.errors import InputError
+from krasis.models.family import Family, Group, ModelSpec
+from krasis.pack.manifest import Segment
+from krasis.pack.reader import Pack
+
+
+def check_pack(pack: Pack, family: Family, spec: ModelSpec) -> None:
+    """Raises InputError for a segment that is missing, or holds other tensors or another number of records."""
+    for _, groups in family.groups(spec):
+        for group in groups:
+            layouts = pack.layouts_of.get(group.name, ())
+            if not layouts:
+                raise InputError(
+                    f"the pack lacks {group.name}", where=pack.path, expected="what its model spec asks for"
+                )
+            for layout in layouts:
+                _check_segment(pack, group, pack.segment(group.name, layout))
+
+
+def _check_segment(pack: Pack, group: Group, segment: Segment) -> None:
+    expected = [(weight.name, weight.stacked, len(weight.sources)) for weight in group.records[0]]
+    # An unquantized tensor is not padded, so nothing says how many parts it has.
+    found = [
+        (tensor.name, tensor.shape, tensor.parts if tensor.quantized else parts)
+        for tensor, (_, _, parts) in zip(segment.tensors, expected, strict=False)
+    ]
+    if found != expected or len(segment.tensors) != len(expected) or segment.count != len(group.records):
+        raise InputError(
+            f"{group.name}@{segment.layout} is not what the pack's model spec asks for",
+            where=pack.path,
+            expected=f"{len(group.records)} records of {expected}",
+            hint="convert the model again",
+        )

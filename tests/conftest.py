@@ -1,0 +1,82 @@
+"""What many tests share: the bundled model and texts, packs of it, engines on them."""
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from krasis.convert.pipeline import Conversion
+from krasis.pack.manifest import Settings
+from krasis.pack.reader import Pack
+from krasis.runtime.devices import open_backend
+from krasis.runtime.engine import Engine
+from krasis.runtime.tokenizer import Tokenizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+class Silent:
+    def start(self, task, total_bytes):
+        pass
+
+    def advance(self, done_bytes):
+        pass
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The bundled checkpoint."""
+    return EXAMPLES / "models/qwen3_moe"
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Text it never saw."""
+    return sorted((EXAMPLES / "text").glob("dev-*.txt"))
+
+
+@pytest.fixture(scope="session")
+def convert():
+    """(checkpoint, pack, settings) -> the pack's path."""
+
+    def run(source, pack, expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu")):
+        settings = Settings(expert_bits=expert_bits, dense_bits=dense_bits, group_size=group_size, layouts=layouts)
+        Conversion(source, settings).run(pack, Silent())
+        return pack
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_pack(demo, convert, tmp_path_factory):
+    """Settings -> a pack of the bundled model, made once a session. Don't change it."""
+
+    @functools.cache
+    def make(**settings):
+        return convert(demo, tmp_path_factory.mktemp("packs") / "demo", **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exact_pack(demo_pack):
+    """The bundled model as it is, in bfloat16."""
+    return demo_pack(expert_bits=16, dense_bits=16)
+
+
+@pytest.fixture(scope="session")
+def text_ids(demo_pack, texts):
+    """File name -> the ids of its first 8,192 tokens."""
+    tokenizer = Tokenizer(Pack(demo_pack()))
+    return {path.name: tokenizer.encode(path.read_text(encoding="utf-8"))[:8192] for path in texts}
+
+
+@pytest.fixture(scope="session")
+def open_engine():
+    """(pack, device) -> an engine of 512 tokens; backends, which own threads, are shared."""
+    backend = functools.cache(lambda device, threads: open_backend(device, threads)[0])
+
+    def run(pack, device="cpu", *, threads=None, context=512, **options):
+        return Engine(Pack(pack), backend(device, threads), context=context, **options)
+
+    return run

@@ -1,0 +1,114 @@
+"""A kill at any instant leaves no pack that could be taken for a whole one, and the next run finishes it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from crash import SETTINGS, Silent
+from safetensors.torch import save_file
+
+from krasis.convert.pipeline import Conversion
+from krasis.errors import InputError
+from krasis.models import qwen3_moe
+from krasis.pack.reader import Pack
+
+CONFIG = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "num_attention_heads": 2,
+    "rope_theta": 1e4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+
+
+def save_random(folder):
+    """A small checkpoint of random weights, and the tokenizer files a pack carries along."""
+    torch.manual_seed(0)
+    groups = [group for _, groups in qwen3_moe.groups(qwen3_moe.parse_config(CONFIG)) for group in groups]
+    weights = [weight for group in groups for record in group.records for weight in record]
+    tensors = {source: torch.randn(weight.shape).bfloat16() for weight in weights for source in weight.sources}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def root_at(path):
+    """The root hash of a pack that passes every check, or None where nothing would open."""
+    try:
+        pack = Pack(path)
+    except InputError:
+        return None
+    assert all(matches for _, _, matches in pack.verify())
+    return pack.manifest.root
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return save_random(tmp_path_factory.mktemp("small") / "hub")
+
+
+@pytest.fixture(scope="module")
+def root(small, tmp_path_factory):
+    return Conversion(small, SETTINGS).run(tmp_path_factory.mktemp("small") / "pack", Silent()).root
+
+
+@pytest.fixture(scope="module")
+def crashed(small, tmp_path_factory):
+    """old -> the folders that runs killed at every change to the file system left behind."""
+
+    def run(*old):
+        folder = tmp_path_factory.mktemp("crashed")
+        subprocess.run([sys.executable, Path(__file__).with_name("crash.py"), small, folder, *old], check=True)
+        return sorted(folder.iterdir(), key=lambda path: int(path.name))
+
+    return run
+
+
+def test_a_kill_before_any_change_leaves_no_half_pack(small, root, crashed):
+    folders = crashed()
+    # At least: the folder, a journal, three files and a journal entry each, an extra, the manifest, the last rename.
+    assert len(folders) > 12
+    for folder in folders:
+        assert root_at(folder / "pack.partial") is None
+        if (found := root_at(folder / "pack")) is None:
+            found = Conversion(small, SETTINGS).run(folder / "pack", Silent()).root
+        assert found == root_at(folder / "pack") == root
+        assert [path.name for path in folder.iterdir()] == ["pack"]
+
+
+def test_a_kill_while_replacing_leaves_the_old_the_new_or_none(small, root, crashed, convert, tmp_path):
+    old = convert(small, tmp_path / "old", 16, 16)
+    for folder in crashed(old):
+        assert root_at(folder / "pack.partial") is None
+        assert root_at(folder / "pack") in (None, root_at(old), root)
+        Conversion(small, SETTINGS).run(folder / "pack", Silent(), force=True)
+        assert root_at(folder / "pack") == root
+        assert [path.name for path in folder.iterdir()] == ["pack"]
+
+
+@pytest.mark.parametrize("entries", [1, 2, 3, 4, 5, 6])
+def test_a_kill_in_the_middle_of_writing(entries, demo, convert, demo_pack, tmp_path):
+    """The partial folder fills up: a journal, base.bin, layer-000.bin, ..., the last of them half written."""
+    pack, partial = tmp_path / "pack", tmp_path / "pack.partial"
+    process = subprocess.Popen([sys.executable, "-m", "krasis", "convert", demo, pack], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (partial.is_dir() and len(list(partial.iterdir())) >= entries):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert root_at(pack) is None
+    assert root_at(partial) is None
+    assert root_at(convert(demo, pack)) == Pack(demo_pack()).manifest.root

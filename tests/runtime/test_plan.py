@@ -1,0 +1,88 @@
+"""Memory is planned: the bytes stated, and what a refusal promises."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krasis.errors import FitError, InputError
+from krasis.pack.reader import Pack
+from krasis.runtime import engine as engines
+from krasis.runtime.engine import read_spec
+from krasis.runtime.plan import check, plan
+
+CONTEXTS = st.integers(1, 4096)
+KINDS = st.sampled_from(["f32", "bf16", "fp8"])
+
+
+@pytest.fixture(scope="module")
+def planned(demo_pack):
+    """(context, kv, layouts) -> the plan of the bundled model."""
+    pack = Pack(demo_pack())
+    return lambda context, kv="bf16", layouts=("cpu",): plan(read_spec(pack), pack.manifest, context, kv, layouts)
+
+
+@given(CONTEXTS, KINDS, st.floats(0.0, 1.0))
+def test_what_a_refusal_says_would_fit_fits_and_no_more(planned, context, kv, share):
+    wanted = planned(context, kv)
+    available = int(wanted.allocated * share)
+    if available >= wanted.allocated:
+        assert isinstance(check(wanted, available), list)
+        return
+    with pytest.raises(FitError) as refusal:
+        check(wanted, available)
+    stated = re.search(r"(\d+) tokens would fit$", str(refusal.value))
+    most = int(stated[1]) if stated else 0
+    assert not most or check(planned(most, kv), available) is not None
+    with pytest.raises(FitError):
+        check(planned(most + 1, kv), available)
+
+
+@given(CONTEXTS, KINDS)
+def test_a_longer_context_never_needs_less(planned, context, kv):
+    assert planned(context, kv).allocated == planned(4096, kv).needs(context)
+    assert planned(4096, kv).needs(context) <= planned(4096, kv).needs(context + 1)
+
+
+def test_weights_are_counted_in_the_layout_that_is_read(demo_pack, planned):
+    manifest = Pack(demo_pack()).manifest
+    sizes = {"cpu": 0, "marlin": 0, "plain": 0}
+    for _, segment in manifest.segments():
+        sizes[segment.layout] += segment.bytes
+    for layout in ("cpu", "marlin"):
+        assert planned(1, layouts=(layout,)).weights == sizes[layout] + sizes["plain"]
+    assert sum(sizes.values()) == manifest.weight_bytes
+
+
+def test_weights_beyond_memory_are_noted_not_refused(planned):
+    wanted = planned(16)
+    assert check(wanted, wanted.resident) == []
+    assert "read from disk" in check(wanted, wanted.resident - 1)[0]
+
+
+def test_a_context_beyond_the_model_is_refused(planned):
+    with pytest.raises(InputError, match=r"4097 tokens \(--context\): at most the model's 4096"):
+        planned(4097)
+
+
+def test_an_engine_that_does_not_fit_allocates_nothing(demo_pack, open_engine, monkeypatch):
+    monkeypatch.setattr(engines, "available_ram", lambda: 1 << 20)
+    with pytest.raises(FitError, match="tokens would fit"):
+        open_engine(demo_pack(), "reference", context=4096)
+
+
+def test_prefill_allocates_no_more_than_planned(demo_pack, open_engine):
+    engine = open_engine(demo_pack(), "cpu", context=3000)
+    ids = torch.arange(3000).tolist()
+    state = engine.new_state()
+    engine.last_logits(ids[:1500], state)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        engine.last_logits(ids[1500:], state)
+    held = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert 0 < peak <= engine.plan.workspace
