@@ -23,6 +23,17 @@ class Silent:
         pass
 
 
+@pytest.fixture(autouse=True)
+def torch_threads():
+    """Backends and convert --jobs set torch's threads for the whole process; no test may slow the next."""
+    # Not imported above: krasis, which tells torch's idle threads to sleep, must come first.
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def demo():
     """The bundled checkpoint."""

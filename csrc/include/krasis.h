@@ -99,6 +99,14 @@ KRASIS_API int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, con
  * quantize it once. Nothing is computed unless every job is valid. */
 KRASIS_API int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count);
 
+/* libkrasis_cuda.so, there where it was built. Pointers are to device memory, work goes to `stream` and is not awaited. */
+
+KRASIS_API int krasis_cuda_abi_version(void);
+
+/* out bf16 [n][k] = (code - zero) * scale of an INT4 or INT8 matrix in the marlin layout, rounded to nearest even. */
+KRASIS_API int krasis_cuda_dequantize(const void *codes, const uint16_t *scales, int codec, int k, int n,
+                                      int group_size, uint16_t *out, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

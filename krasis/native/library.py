@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 from krasis import native
 from krasis.errors import KrasisError
@@ -10,7 +11,13 @@ from krasis.errors import KrasisError
 ABI_VERSION = 1
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-_CPU_SIGNATURES = {
+Signatures = dict[str, tuple[Any, list[Any]]]
+
+_CUDA_SIGNATURES: Signatures = {
+    "krasis_cuda_abi_version": (_INT, []),
+    "krasis_cuda_dequantize": (_INT, [_POINTER, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER]),
+}
+_CPU_SIGNATURES: Signatures = {
     "krasis_abi_version": (_INT, []),
     "krasis_strerror": (ctypes.c_char_p, [_INT]),
     "krasis_best_isa": (_INT, []),
@@ -26,15 +33,25 @@ _CPU_SIGNATURES = {
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
     """libkrasis_cpu.so. Raises KrasisError where it is missing, can't be opened or has another ABI."""
-    path = _find("libkrasis_cpu.so")
+    return _open("libkrasis_cpu.so", _CPU_SIGNATURES, "krasis_abi_version")
+
+
+@functools.cache
+def cuda_library() -> ctypes.CDLL:
+    """libkrasis_cuda.so, which needs no driver to open. Raises KrasisError as `cpu_library` does."""
+    return _open("libkrasis_cuda.so", _CUDA_SIGNATURES, "krasis_cuda_abi_version")
+
+
+def _open(name: str, signatures: Signatures, abi_version: str) -> ctypes.CDLL:
+    path = _find(name)
     try:
         library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _CPU_SIGNATURES.items():
-            function = getattr(library, name)
+        for symbol, (result, arguments) in signatures.items():
+            function = getattr(library, symbol)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise KrasisError("the CPU library can't be loaded", where=path, expected=str(error), hint=_HINT) from error
-    if (found := library.krasis_abi_version()) != ABI_VERSION:
+        raise KrasisError(f"{name} can't be loaded", where=path, expected=str(error), hint=_HINT) from error
+    if (found := getattr(library, abi_version)()) != ABI_VERSION:
         raise KrasisError(f"the library has ABI {found}, not {ABI_VERSION}", where=path, hint=_HINT)
     return library
 

@@ -1,6 +1,10 @@
 """The CPU backend: native kernels read the pack's bytes where they lie."""
 
+from functools import partial
+
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from krasis.models.family import Linear
 from krasis.native.cpu import Matrix, Pool
@@ -17,7 +21,10 @@ class CpuBackend:
         self.pool = Pool(threads)
 
     def linear(self, matrix: PackedMatrix) -> Linear:
-        spec, native = matrix.spec, _native(matrix)
+        spec = matrix.spec
+        if matrix.values is not None and matrix.values.dtype == torch.float32:
+            return partial(functional.linear, weight=matrix.values)
+        native = _native(matrix)
         columns = spec.shape[0] if spec.parts == 1 else spec.padded_shape[0]
         return lambda x: strip_parts(self.pool.matmul(native, x, columns), spec)
 
