@@ -177,6 +177,7 @@ def _meaning(valid: dict) -> dict[str, tuple]:
         "vector-quantized": ("group", "two dimensions", (f"{TENSOR}.shape", [128])),
         "padded-below": ("padding", "can't be padded", (f"{TENSOR}.shape", [129, 64])),
         "padded-too-far": ("padding", "can't be padded", (f"{TENSOR}.padded_shape", [256, 64])),
+        "depth-padded-too-far": ("padding", "can't be padded", (f"{TENSOR}.padded_shape", [128, 192])),
         "padded-short-of-tiles": ("padding", "can't be padded", (f"{TENSOR}.padded_shape", [128, 96])),
         "groups-not-whole": ("padding", "can't be padded", (f"{TENSOR}.group_size", 128)),
         "parts-uneven": ("padding", "can't be padded", (f"{TENSOR}.shape", [127, 64]), (f"{TENSOR}.parts", 2)),

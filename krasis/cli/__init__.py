@@ -66,5 +66,7 @@ def _report(error: KrasisError | TyperException) -> int:
         raise error
     message = str(error) if isinstance(error, KrasisError) else error.format_message()
     if message:
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        # A message may quote a name from a pack or checkpoint, and a terminal would obey its control characters.
+        line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))
+        print(f"error: {line}", file=sys.stderr)
     return error.exit_code

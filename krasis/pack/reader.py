@@ -76,9 +76,14 @@ class Pack:
         }
 
     def extra(self, name: str) -> bytes | None:
-        """The content of a file the pack carries along (the tokenizer, say), or None."""
-        known = any(extra.name == name for extra in self.manifest.extras)
-        return self._read_extra(name) if known else None
+        """The content of a file the pack carries along (the tokenizer, say), or None. InputError where it changed."""
+        for extra in self.manifest.extras:
+            if extra.name == name:
+                content = self._read_extra(name)
+                if hashlib.sha256(content).hexdigest() != extra.sha256:
+                    raise InputError("hash mismatch", where=self.path / name, hint="convert the model again")
+                return content
+        return None
 
     def verify(self) -> Iterator[tuple[str, int, bool]]:
         """Hash everything: yields (what was hashed, its bytes, whether it matches) record by record."""

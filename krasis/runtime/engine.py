@@ -61,7 +61,7 @@ class Engine:
         """Append ids to the sequence; float32 [vocabulary] logits after the last."""
         for start in range(0, len(ids), planning.PREFILL_CHUNK):
             hidden = self.all_hidden(ids[start : start + planning.PREFILL_CHUNK], state)
-        return self._model.logits(hidden[-1:])[0]
+        return self.logits(hidden[-1:])[0]
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: KvCache) -> Tensor:
@@ -69,6 +69,6 @@ class Engine:
         return self._model.forward(torch.tensor(ids), state)
 
     @torch.inference_mode()
-    def all_logits(self, ids: list[int], state: KvCache) -> Tensor:
-        """Append ids to the sequence; float32 [len(ids), vocabulary] logits after each."""
-        return self._model.logits(self.all_hidden(ids, state))
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [tokens, H] -> float32 [tokens, vocabulary]."""
+        return self._model.logits(hidden)

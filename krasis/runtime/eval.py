@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from krasis.runtime.engine import Engine
 
+SCORED_AT_ONCE = 64
+
 Path = Literal["prefill", "decode"]
 
 
@@ -38,12 +40,17 @@ def windows(ids: list[int], size: int) -> Iterator[list[int]]:
 def window_loss(engine: Engine, ids: list[int], path: Path) -> Loss:
     """Score a window on its own: every token but the first, given those before it."""
     state = engine.new_state()
+    seen, expected = ids[:-1], torch.tensor(ids[1:])
     if path == "prefill":
-        logits = engine.all_logits(ids[:-1], state)
+        hidden = engine.all_hidden(seen, state)
     else:
-        logits = torch.stack([engine.last_logits([token], state) for token in ids[:-1]])
-    total = functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum").item()
-    return Loss(total, len(ids) - 1)
+        hidden = torch.cat([engine.all_hidden([token], state) for token in seen])
+    # A window's logits may outweigh all else in memory, so they are made and scored a few tokens at a time.
+    total = 0.0
+    for start in range(0, len(seen), SCORED_AT_ONCE):
+        part = slice(start, start + SCORED_AT_ONCE)
+        total += functional.cross_entropy(engine.logits(hidden[part]), expected[part], reduction="sum").item()
+    return Loss(total, len(seen))
 
 
 def text_loss(engine: Engine, ids: list[int], size: int, path: Path, progress: Callable[[int], None]) -> Loss:

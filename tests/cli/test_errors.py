@@ -201,3 +201,12 @@ def test_debugging_shows_the_traceback(krasis, tmp_path, monkeypatch):
     monkeypatch.setenv("KRASIS_DEBUG", "1")
     with pytest.raises(InputError, match="no such pack"):
         krasis("inspect", tmp_path / "none")
+
+
+def test_control_characters_of_a_pack_do_not_reach_the_terminal(krasis, copied):
+    manifest = copied / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("{", '{"\\u001b[31mred": 1,', 1))
+    result = krasis("inspect", copied)
+    assert result.code == BAD_INPUT
+    assert "[31mred" in result.error
+    assert "\x1b" not in result.err

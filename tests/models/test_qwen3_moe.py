@@ -32,7 +32,7 @@ def judged(model, ids):
 
 def chunked_logits(engine, ids, chunk):
     state = engine.new_state()
-    return torch.cat([engine.all_logits(ids[i : i + chunk], state) for i in range(0, len(ids), chunk)])
+    return torch.cat([engine.logits(engine.all_hidden(ids[i : i + chunk], state)) for i in range(0, len(ids), chunk)])
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,13 @@ def test_extras_are_read_and_verified(tiny):
     assert broken(tiny) == ["tokenizer_config.json"]
 
 
+def test_a_changed_extra_is_refused(tiny):
+    pack = Pack(tiny)
+    (tiny / "tokenizer_config.json").write_bytes(b"[]\n")
+    with pytest.raises(InputError, match="hash mismatch"):
+        pack.extra("tokenizer_config.json")
+
+
 def test_unlisted_files_are_ignored(tiny):
     (tiny / "notes.txt").write_text("mine")
     (tiny / "heat").mkdir()

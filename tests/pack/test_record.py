@@ -88,6 +88,7 @@ def test_sections_are_aligned_and_follow_each_other(tensors, layout):
         (TensorSpec("w", "int4", (128, 64), (128, 96), 32), "can't be padded"),
         (TensorSpec("w", "int4", (127, 64), (128, 64), 32, 2), "can't be padded"),
         (TensorSpec("w", "int4", (128, 64), (256, 64), 32), "can't be padded"),
+        (TensorSpec("w", "int4", (128, 64), (128, 192), 32), "can't be padded"),
         (TensorSpec("w", "bf16", (4,), (4,), 32), "takes no group size"),
         (TensorSpec("w", "bf16", (4,), (4,), 0, 2), "takes no group size"),
         (TensorSpec("w", "bf16", (4,), (8,)), "takes no group size"),

@@ -14,7 +14,7 @@ def ids(text_ids):
 
 def logits(engine, ids, chunk=TOKENS):
     state = engine.new_state()
-    return torch.cat([engine.all_logits(ids[i : i + chunk], state) for i in range(0, len(ids), chunk)])
+    return torch.cat([engine.logits(engine.all_hidden(ids[i : i + chunk], state)) for i in range(0, len(ids), chunk)])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
