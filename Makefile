@@ -15,7 +15,7 @@ demo: .venv/built
 	$(BIN)/krasis convert $(MODEL) $(PACK) --force
 	$(BIN)/krasis inspect $(PACK)
 	$(BIN)/krasis profile-heat $(PACK) --text $(TEXT) --tokens 8192
-	$(BIN)/krasis run $(PACK) --raw --prompt "def " --max-tokens 120 --stats
+	$(BIN)/krasis run $(PACK) --raw --prompt "def " --temperature 0.7 --top-p 0.9 --seed 1 --stats
 
 test: .venv/dev
 	$(BIN)/pytest
