@@ -1,10 +1,12 @@
 """Choose a backend by the name of a device."""
 
+import os
 from typing import Literal
 
 import torch
 
 from krasis.errors import UsageError
+from krasis.native.cpu import ISA_VARIABLE
 from krasis.runtime.backend import Backend
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.reference import ReferenceBackend
@@ -27,5 +29,10 @@ def open_backend(device: Device, threads: int | None) -> tuple[Backend, list[str
         return ReferenceBackend(), []
     backend = CpuBackend(threads)
     torch.set_num_threads(backend.pool.threads)
-    found = device == "auto" and torch.cuda.is_available()
-    return backend, ["a GPU is present but this build has no CUDA engine: running on the CPU"] if found else []
+    notes = []
+    if device == "auto" and torch.cuda.is_available():
+        notes.append("a GPU is present but this build has no CUDA engine: running on the CPU")
+    if backend.pool.isa == "scalar":
+        why = f"{ISA_VARIABLE} asks for it" if os.environ.get(ISA_VARIABLE) else "this processor has no AVX2"
+        notes.append(f"running scalar kernels, many times slower: {why}")
+    return backend, notes

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
+from krasis.runtime.devices import open_backend
+
 TOKENS = 300
 
 
@@ -50,3 +52,10 @@ def test_chunks_change_next_to_nothing(chunk, kv, demo_pack, open_engine, ids):
     # Only attention's sums are ordered differently; a bit of difference may then move an activation to the next of its
     # 256 values.
     assert (cut - whole).norm() < 0.02 * whole.norm()
+
+
+def test_slow_kernels_are_announced(monkeypatch):
+    monkeypatch.setenv("KRASIS_ISA", "scalar")
+    backend, notes = open_backend("cpu", 1)
+    assert backend.pool.isa == "scalar"
+    assert [note for note in notes if "KRASIS_ISA" in note]
