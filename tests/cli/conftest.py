@@ -66,5 +66,5 @@ def spawn():
 
 @pytest.fixture(scope="session")
 def run_tokens(demo_pack):
-    """Arguments of a short greedy run."""
-    return ("run", demo_pack(), "--raw", "--prompt", "def ", "--max-tokens", 24)
+    """Arguments of a short greedy run. It names the device, as auto has something to say where there is a GPU."""
+    return ("run", demo_pack(), "--device", "cpu", "--raw", "--prompt", "def ", "--max-tokens", 24)

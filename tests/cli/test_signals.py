@@ -10,7 +10,7 @@ INTERRUPTED = 130
 @pytest.fixture
 def long_run(spawn, demo_pack):
     """A run that has printed its first letter and has thousands of tokens to go."""
-    process = spawn("run", demo_pack(), "--raw", "--prompt", "def ", "--max-tokens", 4000)
+    process = spawn("run", demo_pack(), "--device", "cpu", "--raw", "--prompt", "def ", "--max-tokens", 4000)
     assert len(process.stdout.read(1)) == 1
     return process
 
