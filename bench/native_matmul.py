@@ -9,25 +9,26 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 
-import numpy as np
 import torch
 
 from krasis import layout as layouts
+from krasis import quant
 from krasis.native.cpu import Matrix, Pool
 
 K, N = 2048, 1536
 
 
-def expert(codec: str, layout: str, group: int) -> Matrix:
-    """One random expert. bf16 has no groups."""
-    rng = np.random.default_rng(0)
-    if codec == "bf16":
-        return Matrix(codec, layout, K, N, 0, torch.randn(N, K).bfloat16())
-    bits, order = int(codec[3:]), layouts.get(layout)
-    codes = order.pack(torch.from_numpy(rng.integers(0, 1 << bits, (K, N), dtype=np.uint8)), bits)
-    scales = order.pack_scales(torch.rand(K // group, N).bfloat16() / 100, K, group)
-    return Matrix(codec, layout, K, N, group, codes, scales)
+def expert(name: str, layout: str, group: int) -> Matrix:
+    """One random expert, in groups of `group` where the codec takes them."""
+    codec = quant.get(name)
+    if not codec.QUANTIZED:
+        return Matrix(name, layout, K, N, 0, codec.encode(torch.randn(N, K)))
+    group = group if group in codec.GROUP_SIZES else codec.GROUP_SIZES[0]
+    order, quantized = layouts.get(layout), codec.quantize(torch.randn(N, K), group)
+    codes, scales = order.pack(quantized.codes, codec.BITS), order.pack_scales(quantized.scales, K, group)
+    return Matrix(name, layout, K, N, group, codes, scales)
 
 
 def copies(matrix: Matrix, total: int) -> list[Matrix]:
@@ -65,7 +66,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Callable[[]
     torch.set_num_threads(pool.threads)
     words = torch.ones(arguments.bytes // 8, dtype=torch.int64)
     yield "read", words.nbytes, words.sum
-    for codec, layout in [("int4", "cpu"), ("int4", "marlin"), ("int8", "cpu"), ("int8", "marlin"), ("bf16", "plain")]:
+    for codec, layout in [*product(("int4", "mxfp4", "int8"), ("cpu", "marlin")), ("bf16", "plain")]:
         matrices = copies(expert(codec, layout, arguments.group), arguments.bytes)
         total = sum(map(weight_bytes, matrices))
         for how in (one_by_one, by_eights):
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, help="default: one a physical core")
     parser.add_argument("--isa", help="default: the machine's best")
-    parser.add_argument("--group", type=int, default=128, help="weights a scale")
+    parser.add_argument("--group", type=int, default=128, help="weights a scale; of mxfp4 always 32")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--bytes", type=int, default=1 << 30, help="of each case's weights")
     parser.add_argument("--rounds", type=int, default=5)

@@ -13,7 +13,8 @@ from krasis.errors import InputError
 from krasis.layout import marlin
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "marlin").glob("*.safetensors"))
-WITH_FLOAT_SCALES = [path for path in GOLDEN if not path.stem.startswith("mxfp4")]
+WITH_BYTE_SCALES = [path for path in GOLDEN if path.stem.startswith("mxfp4")]
+WITH_FLOAT_SCALES = [path for path in GOLDEN if path not in WITH_BYTE_SCALES]
 SMALL = [(64, 128), (128, 64), (128, 192)]
 
 
@@ -26,7 +27,7 @@ class Golden:
 
 def test_the_golden_files_are_there():
     assert len(WITH_FLOAT_SCALES) == 8
-    assert len(GOLDEN) == 11
+    assert len(WITH_BYTE_SCALES) == 3
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -44,6 +45,14 @@ def test_golden_codes(path):
 def test_golden_scales(path, dtype):
     golden = Golden(path)
     plain, permuted = golden.tensors[f"scales_{dtype}"], golden.tensors[f"marlin_scales_{dtype}"]
+    assert torch.equal(marlin.pack_scales(plain, golden.k, golden.group_size), permuted)
+    assert torch.equal(marlin.unpack_scales(permuted, golden.k, golden.group_size), plain)
+
+
+@pytest.mark.parametrize("path", WITH_BYTE_SCALES, ids=lambda path: path.stem)
+def test_golden_byte_scales(path):
+    golden = Golden(path)
+    plain, permuted = golden.tensors["scales_e8m0"].t(), golden.tensors["marlin_scales_e8m0"]
     assert torch.equal(marlin.pack_scales(plain, golden.k, golden.group_size), permuted)
     assert torch.equal(marlin.unpack_scales(permuted, golden.k, golden.group_size), plain)
 
@@ -88,6 +97,18 @@ def test_scales_follow_the_formulas(k, n, group_size):
         else:
             block, i, j = column // 64 * 64, column % 64 // 8, column % 8
             source = block + i + 8 * j
+        np.testing.assert_array_equal(stored[:, column], plain[:, source])
+
+
+@pytest.mark.parametrize("group_size", [32, -1])
+@pytest.mark.parametrize(("k", "n"), SMALL)
+def test_byte_scales_follow_the_formula(k, n, group_size):
+    groups = 1 if group_size == -1 else k // group_size
+    plain = np.random.default_rng(n).integers(0, 255, (groups, n), dtype=np.uint8)
+    stored = marlin.pack_scales(plain, k, group_size)
+    for column in range(n):
+        block, i, j = column // 64 * 64, column % 64 // 8, column % 8
+        source = block + i + 8 * (0, 2, 1, 3, 4, 6, 5, 7)[j]
         np.testing.assert_array_equal(stored[:, column], plain[:, source])
 
 

@@ -18,6 +18,8 @@ from krasis.native.cpu import Matrix, Pool
 ISAS = [isa for isa in cpu.ISAS if cpu.ISAS.index(isa) <= cpu.ISAS.index(cpu.best_isa())]
 CODES, SCALES = torch.zeros(128 * 64, dtype=torch.uint8), torch.zeros(4 * 128, dtype=torch.bfloat16)
 
+EXPONENTS = torch.zeros(4 * 128, dtype=torch.uint8)
+
 
 @cache
 def pool(threads: int, isa: str) -> Pool:
@@ -90,6 +92,11 @@ def test_bad_n_out_is_refused(n_out: int) -> None:
         (("int8", "cpu", 128, 128, 32, CODES, SCALES), "16384"),
         (("int4", "cpu", 128, 128, 64, CODES, SCALES), "512"),
         (("int4", "cpu", 128, 128, 32, CODES.repeat(2)[::2], SCALES), "contiguous"),
+        (("mxfp4", "cpu", 128, 128, 64, CODES, EXPONENTS), "whole groups of 32"),
+        (("mxfp4", "cpu", 128, 128, 32, CODES, SCALES), "bfloat16"),
+        (("mxfp4", "plain", 128, 128, 32, CODES, EXPONENTS), "layout"),
+        (("mxfp4", "marlin", 128, 128, 32, CODES, EXPONENTS[:-1]), "512"),
+        (("int4", "cpu", 128, 128, 32, CODES, EXPONENTS), "uint8"),
         (("bf16", "plain", 128, 32, 32, CODES.view(torch.bfloat16)), "group"),
         (("bf16", "plain", 128, 32, 0, CODES.view(torch.bfloat16), SCALES), "scales"),
     ],
@@ -104,7 +111,7 @@ def test_bad_matrices_are_refused(arguments: tuple[object, ...], message: str) -
     [
         ("codes", None, 1),
         ("scales", None, 1),
-        ("codec", 3, 2),
+        ("codec", 4, 2),
         ("codec", -1, 2),
         ("layout", 2, 3),
         ("layout", -1, 3),
@@ -123,6 +130,19 @@ def test_the_library_checks_matrices_itself(field: str, value: int | None, statu
     found = shared._matmul(shared._handle, matrix.address, x.data_ptr(), 1, 128, 128, x.data_ptr(), 128, 128)
     assert found == status
     assert cpu.cpu_library().krasis_strerror(status) != cpu.cpu_library().krasis_strerror(99)
+
+
+def test_the_codec_decides_which_groups_and_addresses_the_library_takes() -> None:
+    x, y, shared = torch.zeros(1, 128), torch.zeros(1, 1), pool(1, "scalar")
+    mxfp4 = Matrix("mxfp4", "cpu", 128, 128, 32, CODES, EXPONENTS)
+    for matrix, field, value, status in [
+        (mxfp4, "scales", EXPONENTS.data_ptr() + 1, 0),
+        (mxfp4, "group_size", 64, 5),
+        (small(), "scales", SCALES.data_ptr() + 1, 6),
+    ]:
+        setattr(matrix.c_struct, field, value)
+        call = (shared._handle, matrix.address, x.data_ptr(), 1, 128, 128, y.data_ptr(), 1, 1)
+        assert shared._matmul(*call) == status
 
 
 def test_the_library_checks_pointers_and_strides() -> None:

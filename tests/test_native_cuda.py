@@ -7,7 +7,7 @@ from krasis import quant
 from krasis.errors import InputError, KrasisError
 from krasis.layout import marlin
 from krasis.native import cuda
-from krasis.native.library import cuda_library
+from krasis.native.library import ABI_VERSION, cuda_library
 
 
 def _built() -> bool:
@@ -28,7 +28,7 @@ SHAPES = [(64, 128, 32), (128, 64, 128), (192, 256, 64), (2944, 2880, 128), (204
 
 @needs_library
 def test_opens_without_a_gpu():
-    assert cuda_library().krasis_cuda_abi_version() == 1
+    assert cuda_library().krasis_cuda_abi_version() == ABI_VERSION
 
 
 @needs_library
@@ -44,6 +44,15 @@ def test_dequantizes_as_the_reference(codec, k, n, group_size):
     packed, packed_scales = marlin.pack(codes, bits).cuda(), marlin.pack_scales(scales, k, group_size).cuda()
     found = cuda.dequantize(codec, packed, packed_scales, k, n, group_size)
     assert torch.equal(found.cpu(), expected)
+
+
+@needs_library
+def test_refuses_mxfp4():
+    codes, scales = torch.zeros(1024, dtype=torch.int32), torch.zeros(256, dtype=torch.uint8)
+    with pytest.raises(InputError, match="mxfp4 with groups of 32"):
+        cuda.dequantize("mxfp4", codes, scales, 128, 64, 32)
+    arguments = (codes.data_ptr(), scales.data_ptr(), 3, 128, 64, 32, codes.data_ptr(), None)
+    assert cuda_library().krasis_cuda_dequantize(*arguments) == 2
 
 
 @needs_library

@@ -8,17 +8,29 @@ from hypothesis import strategies as st
 
 from krasis import quant
 from krasis.errors import InputError, KrasisError
-from krasis.quant import bf16, int4, int8
+from krasis.quant import bf16, int4, int8, mxfp4
 from krasis.quant.codec import Quantized, relative_rms
 
 CODECS = [quant.get(name) for name in quant.names()]
 QUANTIZED = [codec for codec in CODECS if codec.QUANTIZED]
 every_quantized = pytest.mark.parametrize("codec", QUANTIZED, ids=lambda codec: codec.NAME)
+every_group_size = pytest.mark.parametrize(
+    ("codec", "group_size"),
+    [(c, g) for c in QUANTIZED for g in c.GROUP_SIZES],
+    ids=lambda v: getattr(v, "NAME", v),
+)
 every_cast = pytest.mark.parametrize("codec", [c for c in CODECS if not c.QUANTIZED], ids=lambda codec: codec.NAME)
 
 
 def gaussian(n, k, seed=0):
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def scale_values(found):
+    """float32 [K/g, N], also where scales are e8m0."""
+    if found.scales.dtype == torch.bfloat16:
+        return found.scales.float()
+    return torch.where(found.scales == 0, 0, 2.0 ** (found.scales.double() - 127)).float()
 
 
 def to_bfloat16(value):
@@ -131,6 +143,131 @@ def test_int4_sends_the_peak_to_the_lowest_code(sign):
     assert found.scales.item() * sign < 0
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def nearest_e2m1(values):
+    """The code of the nearest value, the even one of two; never 8, the other zero."""
+    distance = np.abs(values[:, None] - E2M1)
+    best = distance == distance.min(1, keepdims=True)
+    return [min(np.flatnonzero(row), key=lambda code: (code % 2, code)) for row in best]
+
+
+def search_mxfp4(group):
+    """The e8m0 byte and codes of one group of ordinary float32 values, exponent by exponent."""
+    exponent = int(np.floor(np.log2(np.abs(group).max()))) - 2
+    best = None
+    for candidate in (exponent, exponent + 1):
+        scale = np.float32(2.0**candidate)
+        codes = nearest_e2m1(group / scale)
+        error = halving_sum((E2M1[codes] * scale - group) ** 2)
+        if best is None or error < best[0]:
+            best = error, candidate + 127, codes
+    return best[1:]
+
+
+def test_mxfp4_is_the_plain_search():
+    weight = gaussian(7, 96, seed=1) * 0.02
+    found = mxfp4.quantize(weight, 32)
+    for row in range(7):
+        for group in range(3):
+            ks = slice(32 * group, 32 * group + 32)
+            scale, codes = search_mxfp4(weight[row, ks].numpy())
+            assert found.scales[group, row] == scale
+            assert found.codes[ks, row].tolist() == codes
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-63, 63), min_size=32, max_size=32).filter(any), st.integers(-40, 40))
+def test_mxfp4_is_the_plain_search_where_codes_and_exponents_tie(whole, exponent):
+    weight = torch.tensor([whole]).float() * 2.0**exponent
+    scale, codes = search_mxfp4(weight[0].numpy())
+    found = mxfp4.quantize(weight, 32)
+    assert found.scales.item() == scale
+    assert found.codes[:, 0].tolist() == codes
+
+
+def every_mxfp4_group(scales):
+    """Quantized [32, N] whose columns hold 32 random codes each, no -0, under the e8m0 bytes `scales`."""
+    codes = torch.randint(0, 16, (32, len(scales)), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    codes[codes == 8] = 0
+    return Quantized(codes * (scales > 0), scales[None])
+
+
+def test_mxfp4_means_what_ocp_states():
+    found = every_mxfp4_group(torch.arange(253, dtype=torch.uint8))
+    for column, scale in enumerate(found.scales[0].tolist()):
+        expected = E2M1[found.codes[:, column]].astype(np.float64) * 2.0 ** (scale - 127)
+        assert mxfp4.dequantize(found)[column].tolist() == expected.tolist()
+
+
+def test_mxfp4_quantizes_its_own_values_without_error():
+    # Weights end below 2^127.
+    exact = mxfp4.dequantize(every_mxfp4_group(torch.arange(252, dtype=torch.uint8)))
+    assert torch.equal(mxfp4.dequantize(mxfp4.quantize(exact, 32)), exact)
+
+
+def test_mxfp4_error_of_gaussian_weights():
+    weight = gaussian(512, 2048)
+    error = relative_rms(weight, mxfp4.dequantize(mxfp4.quantize(weight, 32)))
+    assert error == pytest.approx(0.112, rel=0.015)
+
+
+def test_mxfp4_of_a_checkpoint_has_one_zero():
+    codes = torch.randint(0, 16, (64, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    codes[:32, 4], codes[32:, 5] = 8, 0
+    scales = torch.randint(1, 250, (2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    scales[1, 5] = 0
+    found = mxfp4.from_e8m0(codes, scales)
+    assert (found.codes[codes % 8 == 0] == 0).all()
+    assert torch.equal(found.codes[codes % 8 > 0], codes[codes % 8 > 0])
+    assert (found.scales[0, 4], found.scales[1, 5]) == (0, 0)
+    assert (found.scales == scales).sum() == 17
+    transposed = mxfp4.from_e8m0(codes.t().contiguous().t(), scales.t().contiguous().t())
+    assert torch.equal(transposed.codes, found.codes)
+    assert torch.equal(transposed.scales, found.scales)
+
+
+@pytest.mark.parametrize(("scale", "code"), [(0, 1), (255, 1), (255, 0), (254, 4), (254, 7), (253, 6), (253, 15)])
+def test_mxfp4_of_a_checkpoint_is_refused_beyond_float32(scale, code):
+    codes, scales = torch.zeros(64, 4, dtype=torch.uint8), torch.full((2, 4), 127, dtype=torch.uint8)
+    codes[40, 3], scales[1, 3] = code, scale
+    with pytest.raises(InputError, match="1 of 8 mxfp4 scales are NaN"):
+        mxfp4.from_e8m0(codes, scales)
+
+
+@pytest.mark.parametrize(("scale", "code"), [(1, 1), (254, 3), (253, 5), (252, 15)])
+def test_mxfp4_of_a_checkpoint_may_fill_float32(scale, code):
+    codes, scales = torch.full((32, 1), code, dtype=torch.uint8), torch.full((1, 1), scale, dtype=torch.uint8)
+    found = mxfp4.from_e8m0(codes, scales)
+    assert (mxfp4.dequantize(found) == E2M1[code] * 2.0 ** (scale - 127)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 4), (2, 3)])
+def test_mxfp4_of_a_checkpoint_is_refused_in_other_groups(shape):
+    with pytest.raises(InputError):
+        mxfp4.from_e8m0(torch.zeros(64, 4, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(InputError, match="uint8 scales"):
+        mxfp4.from_e8m0(torch.zeros(64, 4, dtype=torch.uint8), torch.zeros(2, 4, dtype=torch.bfloat16))
+
+
+def test_mxfp4_is_exact_in_int8():
+    scales = torch.arange(254, dtype=torch.uint8)
+    found = every_mxfp4_group(scales[scales != 1])
+    exact = mxfp4.to_int8(found)
+    assert exact.scales.dtype == int8.SCALE_DTYPE
+    assert exact.group_size == 32
+    assert torch.equal(int8.dequantize(exact), mxfp4.dequantize(found))
+    with pytest.raises(InputError, match="1 mxfp4 scales of"):
+        mxfp4.to_int8(every_mxfp4_group(scales))
+
+
+@pytest.mark.parametrize("group_size", [64, 128, -1])
+def test_mxfp4_takes_groups_of_32_only(group_size):
+    with pytest.raises(InputError, match="mxfp4 with group size"):
+        mxfp4.quantize(gaussian(4, 128), group_size)
+
+
 @every_quantized
 def test_zero_weights_have_the_zero_code_and_zero_groups_the_scale_zero(codec):
     weight = gaussian(8, 256)
@@ -151,7 +288,7 @@ def test_any_magnitude_gives_finite_normal_scales(codec, exponent):
     weight = (gaussian(16, 64).clamp(-3.9, 3.9).double() * 2.0**exponent).float()
     assert weight.isfinite().all()
     found = codec.quantize(weight, 32)
-    scales = found.scales.float()
+    scales = scale_values(found)
     assert ((scales == 0) | (scales.abs() >= 2.0**-126)).all()
     assert scales.isfinite().all()
     assert codec.dequantize(found).isfinite().all()
@@ -159,7 +296,7 @@ def test_any_magnitude_gives_finite_normal_scales(codec, exponent):
     if exponent > -110:
         ordinary = codec.quantize(weight * 2.0**-exponent, 32)
         assert torch.equal(found.codes, ordinary.codes)
-        assert torch.equal(scales, ordinary.scales.float() * 2.0**exponent)
+        assert torch.equal(scales, scale_values(ordinary) * 2.0**exponent)
     if exponent <= -140:
         assert (scales == 0).all()
 
@@ -172,7 +309,7 @@ def test_the_largest_floats_keep_their_precision(codec):
     assert relative_rms(weight, approx) < 0.01
 
 
-@every_quantized
+@pytest.mark.parametrize("codec", [int4, int8], ids=lambda codec: codec.NAME)
 def test_one_group_per_column(codec):
     weight = gaussian(8, 96)
     before = weight.clone()
@@ -192,19 +329,19 @@ def test_every_float_dtype_is_quantized_as_its_float32(codec, dtype):
     assert torch.equal(found.scales, expected.scales)
 
 
-@every_quantized
-def test_rows_do_not_touch_each_other_and_threads_do_not_matter(codec):
+@every_group_size
+def test_rows_do_not_touch_each_other_and_threads_do_not_matter(codec, group_size):
     # Wide enough for several chunks of rows.
     weight = gaussian(200, 8192)
-    found = codec.quantize(weight, 128)
-    alone = codec.quantize(weight[77:78], 128)
+    found = codec.quantize(weight, group_size)
+    alone = codec.quantize(weight[77:78], group_size)
     assert torch.equal(found.codes[:, 77:78], alone.codes)
     assert torch.equal(found.scales[:, 77:78], alone.scales)
     threads = torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            again = codec.quantize(weight, 128)
+            again = codec.quantize(weight, group_size)
             assert torch.equal(found.codes, again.codes)
             assert torch.equal(found.scales, again.scales)
     finally:
@@ -243,7 +380,7 @@ def test_what_is_not_a_matrix_in_whole_groups_is_refused(codec):
 
 def test_quantized_refuses_what_does_not_belong_together():
     codes, scales = torch.zeros(64, 8, dtype=torch.uint8), torch.zeros(2, 8, dtype=torch.bfloat16)
-    assert Quantized(codes, scales).group_size == 32
+    assert Quantized(codes, scales).group_size == Quantized(codes, scales.byte()).group_size == 32
     for pair in [
         (codes.int(), scales),
         (codes, scales.half()),
@@ -280,7 +417,7 @@ def test_casts_refuse_what_they_cannot_hold(codec):
 
 
 def test_codecs_are_found_by_name():
-    assert {"bf16", "f32", "int4", "int8"} <= set(quant.names())
+    assert {"bf16", "f32", "int4", "int8", "mxfp4"} <= set(quant.names())
     assert [codec.NAME for codec in CODECS] == quant.names()
     for unknown in ("groups", "codec", "int3", ""):
         with pytest.raises(KrasisError, match="unknown codec"):

@@ -63,7 +63,7 @@ struct Isa {
 
     static Ints add_neighbours(Ints sum, Shorts x) { return {add_neighbours(sum.a, x.a), add_neighbours(sum.b, x.b)}; }
 
-    // Four products of at most 15 * 127 fit 16 bits.
+    // Four products of at most 24 * 127 fit 16 bits.
     static Ints dot_nibbles(Ints sum, Line low, Line high, Line q_low, Line q_high) {
         const Shorts lows = mul_pairs(low, q_low), highs = mul_pairs(high, q_high);
         return add_neighbours(sum, {_mm256_add_epi16(lows.a, highs.a), _mm256_add_epi16(lows.b, highs.b)});
@@ -134,6 +134,15 @@ struct Isa {
     }
 
     static Floats widen(const uint16_t *p) { return {widen8(p), widen8(p + 8)}; }
+
+    static __m256 widen8(const uint8_t *p) {
+        const __m256i exponents = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(exponents, 23));
+    }
+
+    static Floats widen(const uint8_t *p) { return {widen8(p), widen8(p + 8)}; }
+
+    static Floats swap_middles(Floats x) { return {_mm256_permute_ps(x.a, 0xd8), _mm256_permute_ps(x.b, 0xd8)}; }
 
     static Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 

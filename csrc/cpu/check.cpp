@@ -18,6 +18,10 @@ krasis_status check_plain(const krasis_matrix &matrix) {
     return aligned<uint16_t>(matrix.codes) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
+bool takes_group(int32_t codec, int32_t size) {
+    return size == 32 || (codec != KRASIS_MXFP4 && (size == 64 || size == 128));
+}
+
 krasis_status check_quantized(const krasis_matrix &matrix) {
     if (matrix.layout != KRASIS_LAYOUT_CPU && matrix.layout != KRASIS_LAYOUT_MARLIN)
         return KRASIS_ERROR_LAYOUT;
@@ -25,10 +29,10 @@ krasis_status check_quantized(const krasis_matrix &matrix) {
         return KRASIS_ERROR_NULL;
     if (matrix.k % kMultiple || matrix.n % kMultiple)
         return KRASIS_ERROR_SHAPE;
-    const int32_t group = matrix.group_size;
-    if ((group != 32 && group != 64 && group != 128) || matrix.k % group)
+    if (!takes_group(matrix.codec, matrix.group_size) || matrix.k % matrix.group_size)
         return KRASIS_ERROR_GROUP;
-    return aligned<uint16_t>(matrix.scales) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+    const bool byte_scales = matrix.codec == KRASIS_MXFP4;
+    return byte_scales || aligned<uint16_t>(matrix.scales) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
 krasis_status check_matrix(const krasis_matrix &matrix) {
@@ -38,7 +42,8 @@ krasis_status check_matrix(const krasis_matrix &matrix) {
         return KRASIS_ERROR_SHAPE;
     switch (matrix.codec) {
     case KRASIS_INT4:
-    case KRASIS_INT8: return check_quantized(matrix);
+    case KRASIS_INT8:
+    case KRASIS_MXFP4: return check_quantized(matrix);
     case KRASIS_BF16: return check_plain(matrix);
     default: return KRASIS_ERROR_CODEC;
     }

@@ -1,28 +1,30 @@
-// INT4 and INT8 in the `cpu` layout: a tile of 16 columns is one contiguous run of 64-byte lines, four bytes a column.
+// Quantized codecs in the `cpu` layout: a tile of 16 columns is one run of 64-byte lines, four bytes a column.
 #pragma once
 
 #include "kernels.h"
+#include "numbers.h"
 #include "tokens.h"
 
 namespace krasis {
 
 // Byte j of a column holds k = j in its low and k = 4 + j in its high half.
-struct InterleavedInt4 {
+template <class Number> struct InterleavedNibbles : Number {
     static constexpr int kDepth = 8;
-    template <class Isa> static constexpr int kZero = 8;
+    template <class Isa> static constexpr int kBias = Number::kZero;
 
     template <class Isa, int T>
     static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
         const auto codes = Isa::load(line);
-        const auto low = Isa::low_nibbles(codes), high = Isa::high_nibbles(codes);
+        const auto low = Number::template numbers<Isa>(Isa::low_nibbles(codes));
+        const auto high = Number::template numbers<Isa>(Isa::high_nibbles(codes));
         for (int t = 0; t < T; t++, q += row)
             sum[t] = Isa::dot_nibbles(sum[t], low, high, Isa::repeat4(q), Isa::repeat4(q + 4));
     }
 };
 
-struct InterleavedInt8 {
+struct InterleavedInt8 : Int8 {
     static constexpr int kDepth = 4;
-    template <class Isa> static constexpr int kZero = Isa::kByteZero;
+    template <class Isa> static constexpr int kBias = Isa::kByteZero;
 
     template <class Isa, int T>
     static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
@@ -42,7 +44,7 @@ template <class Isa, class Codec> struct Interleaved {
         const krasis_matrix &matrix = *work.job.matrix;
         const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
         const uint8_t *line = (const uint8_t *)matrix.codes + unit * (k / Codec::kDepth) * 64;
-        const uint16_t *scales = matrix.scales + unit * groups * kUnit;
+        const auto *scales = (const typename Codec::Scale *)matrix.scales + unit * groups * kUnit;
         const int8_t *q = work.activations.q + token * k;
         typename Isa::Floats y[T];
         for (int t = 0; t < T; t++)
@@ -50,14 +52,14 @@ template <class Isa, class Codec> struct Interleaved {
         for (int64_t g = 0; g < groups; g++, scales += kUnit) {
             typename Isa::Ints sum[T];
             for (int t = 0; t < T; t++)
-                sum[t] = Isa::ints(-Codec::template kZero<Isa> * work.activations.sum[(token + t) * groups + g]);
+                sum[t] = Isa::ints(-Codec::template kBias<Isa> * work.activations.sum[(token + t) * groups + g]);
             for (int64_t i = 0; i < lines; i++, line += 64, q += Codec::kDepth) {
                 Isa::prefetch(line + kAhead);
                 Codec::template dot<Isa, T>(sum, line, q, k);
             }
             const auto scale = Isa::widen(scales);
             for (int t = 0; t < T; t++) {
-                const auto both = Isa::mul(scale, work.activations.scale[(token + t) * groups + g]);
+                const auto both = Isa::mul(scale, Codec::kStep * work.activations.scale[(token + t) * groups + g]);
                 y[t] = Isa::fma(Isa::to_floats(sum[t]), both, y[t]);
             }
         }

@@ -13,9 +13,9 @@ constexpr int kUnit = 16;
 
 // The activations of one job as its codec wants them, a row a token.
 struct Activations {
-    int8_t *q;       // INT4, INT8: [m][k]
-    float *scale;    // INT4, INT8: [m][k / group_size]
-    int32_t *sum;    // INT4, INT8: [m][k / group_size], of q over each group
+    int8_t *q;       // quantized codecs: [m][k]
+    float *scale;    // quantized codecs: [m][k / group_size]
+    int32_t *sum;    // quantized codecs: [m][k / group_size], of q over each group
     float *values;   // BF16: [m][padded_k], zeros from k_in on
     int64_t padded_k;
 };
@@ -31,8 +31,8 @@ struct Kernels {
     // Writes y for units [first, last) of columns and every token.
     using Multiply = void (*)(const Work &, int64_t first, int64_t last);
 
-    Prepare prepare[3];      // by codec
-    Multiply multiply[3][3]; // by codec and layout; null where the two do not go together
+    Prepare prepare[4];      // by codec
+    Multiply multiply[4][3]; // by codec and layout; null where the two do not go together
 };
 
 const Kernels &scalar_kernels();

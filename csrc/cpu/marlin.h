@@ -1,4 +1,4 @@
-// INT4 and INT8 in the `marlin` layout, read as a CPU likes it.
+// Quantized codecs in the `marlin` layout, read as a CPU likes it.
 //
 // A row of tiles holds 16 k of all columns. In it come, column tile by column tile, for c = 0..7 the eight columns
 // c, 8 + c, .. 56 + c of the tile side by side (and so do their scales). A unit is two neighbouring c. Memory is walked
@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "numbers.h"
 #include "tokens.h"
 
 namespace krasis {
@@ -19,8 +20,9 @@ struct alignas(64) BytePattern {
     uint8_t index[64];
 };
 
-// A line of INT4 is 4 pairs of k x 8 columns; a word is two columns, a pair of k each, and 8 k deeper in the high half.
-struct MarlinInt4 {
+// A line of nibbles is 4 pairs of k x 8 columns; a word is two columns, a pair of k each, and 8 k deeper in the high
+// half.
+template <class Number> struct MarlinNibbles : Number {
     static constexpr int kUnitBytes = 128;
     template <class Isa> using Sum = typename Isa::Shorts;
 
@@ -50,14 +52,15 @@ struct MarlinInt4 {
         return {Isa::shuffle(all, Isa::load(kLow.index)), Isa::shuffle(all, Isa::load(kHigh.index))};
     }
 
-    // Sums of code - 8, not of codes, fit 16 bits: a group of 128 puts 32 products of at most 8 * 127 into each, 32512
-    // in all. Starting from -8 times the activations, the sum may wrap on the way and is right at the end.
+    // Signed sums fit 16 bits: of INT4, a group of 128 puts 32 products of at most 8 * 127 into each, 32512 in all; of
+    // MXFP4, one of 32 puts 8 of at most 12 * 127. Starting from -zero times the activations, a sum of unsigned numbers
+    // may wrap on the way and is right at the end.
     template <class Isa> static Sum<Isa> start(const int8_t *q, int64_t rows) {
-        const auto eights = Isa::repeat_byte(8);
+        const auto zeros = Isa::repeat_byte(Number::kZero);
         auto sum = Isa::shorts(0);
         for (int64_t i = 0; i < rows; i++) {
             const auto x = row<Isa>(q + i * kTileDepth);
-            sum = Isa::add(sum, Isa::add(Isa::mul_pairs(eights, x.low), Isa::mul_pairs(eights, x.high)));
+            sum = Isa::add(sum, Isa::add(Isa::mul_pairs(zeros, x.low), Isa::mul_pairs(zeros, x.high)));
         }
         return Isa::subtract(Isa::shorts(0), sum);
     }
@@ -66,7 +69,8 @@ struct MarlinInt4 {
         static constexpr BytePattern kApart = columns_apart();
         for (int half = 0; half < 2; half++) {
             const auto codes = Isa::shuffle(Isa::load(line + 64 * half), Isa::load(kApart.index));
-            const auto low = Isa::low_nibbles(codes), high = Isa::high_nibbles(codes);
+            const auto low = Number::template numbers<Isa>(Isa::low_nibbles(codes));
+            const auto high = Number::template numbers<Isa>(Isa::high_nibbles(codes));
             for (int t = 0; t < T; t++) {
                 const auto products = Isa::add(Isa::mul_pairs(low, rows[t].low), Isa::mul_pairs(high, rows[t].high));
                 sum[t][half] = Isa::add(sum[t][half], products);
@@ -80,7 +84,7 @@ struct MarlinInt4 {
 };
 
 // A line of INT8 is 2 pairs of k x 8 columns; a word is one column, a pair of k and the pair 8 k deeper.
-struct MarlinInt8 {
+struct MarlinInt8 : Int8 {
     static constexpr int kUnitBytes = 256;
     template <class Isa> using Sum = typename Isa::Ints;
 
@@ -130,6 +134,11 @@ template <class Isa> typename Isa::Floats marlin_scales(const uint16_t *row, int
     for (int lane = 0; lane < kUnit; lane++)
         scales[lane] = row[unit / 4 * 64 + lane % 8 / 4 * 32 + unit % 4 * 8 + lane % 4 * 2 + lane / 8];
     return Isa::widen(scales);
+}
+
+// Groups of 32 are never the only one: K is at least 64.
+template <class Isa> typename Isa::Floats marlin_scales(const uint8_t *row, int64_t unit, bool) {
+    return Isa::swap_middles(Isa::widen(row + unit * kUnit));
 }
 
 template <class Isa, class Codec> struct MarlinStrip {
@@ -193,13 +202,13 @@ template <class Isa, class Codec> struct MarlinStrip {
     template <int T> void finish(float (*y)[T][kUnit], const Sum (*sum)[T][2], int64_t token, int64_t g) const {
         const krasis_matrix &matrix = *work.job.matrix;
         const int64_t groups = matrix.k / matrix.group_size;
-        const uint16_t *row = matrix.scales + g * matrix.n;
+        const auto *row = (const typename Codec::Scale *)matrix.scales + g * matrix.n;
         for (int u = 0; u < units; u++) {
             const auto scale = marlin_scales<Isa>(row, unit + u, groups == 1);
             for (int t = 0; t < T; t++) {
                 const int64_t at = (token + t) * groups + g;
                 const auto dot = Isa::to_floats(Codec::template finish<Isa>(sum[u][t], work.activations.sum[at]));
-                const auto both = Isa::mul(scale, work.activations.scale[at]);
+                const auto both = Isa::mul(scale, Codec::kStep * work.activations.scale[at]);
                 Isa::store_floats(y[u][t], Isa::fma(dot, both, Isa::load_floats(y[u][t])));
             }
         }

@@ -60,7 +60,7 @@ int64_t units_of(const krasis_job &job) {
 }
 
 double unit_cost(const krasis_job &job) {
-    constexpr double kUnitBytesPerK[] = {kUnit / 2.0, kUnit, sizeof(uint16_t)};
+    constexpr double kUnitBytesPerK[] = {kUnit / 2.0, kUnit, sizeof(uint16_t), kUnit / 2.0};
     return kUnitBytesPerK[job.matrix->codec] * job.matrix->k * static_cast<double>(job.m);
 }
 

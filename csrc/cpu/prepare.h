@@ -1,4 +1,4 @@
-// Activations: quantized group by group for INT4 and INT8, padded for BF16.
+// Activations: quantized group by group for quantized codecs, padded for BF16.
 #pragma once
 
 #include <string.h>

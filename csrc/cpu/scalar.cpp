@@ -73,7 +73,7 @@ struct Isa {
 
     static int product(Line codes, Line q, int i) { return codes.v[i] * (int8_t)q.v[i]; }
 
-    // Unsigned times signed bytes, neighbours added; exact where the codes are nibbles.
+    // Unsigned times signed bytes, neighbours added; exact where the codes are at most 24.
     static Shorts mul_pairs(Line codes, Line q) {
         Shorts sums;
         for (int i = 0; i < 32; i++)
@@ -185,6 +185,26 @@ struct Isa {
             bits[i] = (uint32_t)p[i] << 16;
         Floats a;
         memcpy(a.v, bits, sizeof a.v);
+        return a;
+    }
+
+    // 16 e8m0 to float32; 0 to zero.
+    static Floats widen(const uint8_t *p) {
+        uint32_t bits[16];
+        for (int i = 0; i < 16; i++)
+            bits[i] = (uint32_t)p[i] << 23;
+        Floats a;
+        memcpy(a.v, bits, sizeof a.v);
+        return a;
+    }
+
+    // Of every four.
+    static Floats swap_middles(Floats a) {
+        for (int i = 0; i < 16; i += 4) {
+            const float second = a.v[i + 1];
+            a.v[i + 1] = a.v[i + 2];
+            a.v[i + 2] = second;
+        }
         return a;
     }
 

@@ -10,11 +10,12 @@ namespace krasis {
 
 template <class Isa>
 constexpr Kernels kTable = {
-    {quantize<Isa>, quantize<Isa>, pad<Isa>},
+    {quantize<Isa>, quantize<Isa>, pad<Isa>, quantize<Isa>},
     {
-        {multiply_interleaved<Isa, InterleavedInt4>, multiply_marlin<Isa, MarlinInt4>, nullptr},
+        {multiply_interleaved<Isa, InterleavedNibbles<Int4>>, multiply_marlin<Isa, MarlinNibbles<Int4>>, nullptr},
         {multiply_interleaved<Isa, InterleavedInt8>, multiply_marlin<Isa, MarlinInt8>, nullptr},
         {nullptr, nullptr, multiply_plain<Isa>},
+        {multiply_interleaved<Isa, InterleavedNibbles<Mxfp4>>, multiply_marlin<Isa, MarlinNibbles<Mxfp4>>, nullptr},
     },
 };
 

@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 #define KRASIS_API __attribute__((visibility("default")))
-#define KRASIS_ABI_VERSION 1
+#define KRASIS_ABI_VERSION 2
 
 typedef enum krasis_status {
     KRASIS_OK = 0,
@@ -21,7 +21,7 @@ typedef enum krasis_status {
     KRASIS_ERROR_CODEC = 2,     /* no such codec, or not for this operation */
     KRASIS_ERROR_LAYOUT = 3,    /* no such layout, or not for this codec */
     KRASIS_ERROR_SHAPE = 4,     /* k, n, m, k_in, n_out, ldx or ldy out of range */
-    KRASIS_ERROR_GROUP = 5,     /* group size not 32, 64 or 128, or not a divisor of k */
+    KRASIS_ERROR_GROUP = 5,     /* group size that the codec does not take, or no divisor of k */
     KRASIS_ERROR_ALIGNMENT = 6, /* a pointer is not aligned to its element */
     KRASIS_ERROR_ISA = 7,       /* no such instruction set, or this machine lacks it */
     KRASIS_ERROR_THREADS = 8,   /* thread count below 1 or above 4096, or the system refused threads */
@@ -34,21 +34,23 @@ typedef enum krasis_isa { KRASIS_ISA_AUTO = -1, KRASIS_ISA_SCALAR = 0, KRASIS_IS
 typedef enum krasis_codec {
     KRASIS_INT4 = 0, /* weight = (code - 8) * scale */
     KRASIS_INT8 = 1, /* weight = (code - 128) * scale */
-    KRASIS_BF16 = 2  /* weight as it is */
+    KRASIS_BF16 = 2, /* weight as it is */
+    KRASIS_MXFP4 = 3 /* weight = e2m1 value of code * 2^(e - 127); 0 where e is 0 */
 } krasis_codec;
 
 typedef enum krasis_layout {
-    KRASIS_LAYOUT_CPU = 0,    /* INT4, INT8: 16 columns a tile, four bytes of each a line of 64 bytes */
-    KRASIS_LAYOUT_MARLIN = 1, /* INT4, INT8: tensor-core tiles of 16 k x 64 columns */
+    KRASIS_LAYOUT_CPU = 0,    /* quantized: 16 columns a tile, four bytes of each a line of 64 bytes */
+    KRASIS_LAYOUT_MARLIN = 1, /* quantized: tensor-core tiles of 16 k x 64 columns */
     KRASIS_LAYOUT_PLAIN = 2   /* BF16: row-major [n][k] */
 } krasis_layout;
 
-/* A weight matrix of k input and n output features. INT4 and INT8: k % 64 == 0, n % 64 == 0, group_size 32, 64 or 128
- * dividing k; `scales` are bf16 bits, one for every group_size weights along k of a column, in the layout's order.
+/* A weight matrix of k input and n output features.
+ * INT4, INT8, MXFP4: k % 64 == 0, n % 64 == 0, group_size 32, 64 or 128 (MXFP4: 32) dividing k; `scales` are bf16 bits
+ * (MXFP4: e8m0 bytes 0 to 254), one for every group_size weights along k of a column, in the layout's order.
  * BF16: any k and n, `codes` are bf16 bits, `scales` null, group_size 0. */
 typedef struct krasis_matrix {
     const void *codes;
-    const uint16_t *scales;
+    const void *scales;
     int32_t codec, layout, k, n, group_size;
 } krasis_matrix;
 
@@ -84,11 +86,12 @@ KRASIS_API int krasis_pool_isa(const krasis_pool *pool);
  * The result depends on the numbers alone: it is the same bit for bit on every instruction set, in every layout, with
  * every thread count and batch size.
  *
- * INT4, INT8: for every token and group of x, in float32,
+ * INT4, INT8, MXFP4: for every token and group of x, in float32,
  *     a = max |x|;   q = rint(x * (127 / a)), ties to even;   s = a / 127
- *     y = fma(sum of (code - zero) * q, scale * s, y)
+ *     y = fma(sum of number * q, step * s, y)
  * with y = 0 at first, groups ascending, and the sum exact. A group with a < 2^-100 counts as zero. A NaN or infinity
- * in x makes its whole row of y NaN.
+ * in x makes its whole row of y NaN. Of INT4 and INT8, number = code - zero and step = scale; of MXFP4, number = twice
+ * the e2m1 value, and step = 2^(e - 127) / 2 or 0.
  *
  * BF16: acc[i] = fma(w[k], x[k], acc[i]) with i = k mod 32, from zero, k ascending; then acc[i] += acc[i + h] for
  * h = 16, 8, 4, 2, 1. */

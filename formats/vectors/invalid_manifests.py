@@ -143,6 +143,10 @@ def _schema() -> dict[str, tuple[str, str, str, object]]:
     return {name: ("schema", breaks, path, value) for name, (path, value) in wrong.items()}
 
 
+def norm_as(shape: list, padded: list) -> list[tuple[str, list]]:
+    return [(f"{NORM}.shape", shape), (f"{NORM}.padded_shape", padded)]
+
+
 def _meaning(valid: dict) -> dict[str, tuple]:
     """What every schema passes: rule, error, then edits."""
     file, extra = valid["files"][0], valid["extras"][0]
@@ -171,9 +175,15 @@ def _meaning(valid: dict) -> dict[str, tuple]:
         "unknown-codec": ("codec", "unknown codec 'int3'", (f"{TENSOR}.codec", "int3")),
         "module-as-codec": ("codec", "unknown codec 'groups'", (f"{TENSOR}.codec", "groups")),
         "plain-with-group": ("plain", "takes no group size", (f"{NORM}.group_size", 32)),
-        "plain-in-parts": ("plain", "takes no group size", (f"{NORM}.parts", 2)),
-        "plain-padded": ("plain", "takes no group size", (f"{NORM}.padded_shape", [128])),
+        "plain-in-parts": ("plain", "takes no group size", *norm_as([8, 8], [8, 8]), (f"{NORM}.parts", 2)),
+        "plain-padded": ("plain", "takes no group size", *norm_as([8, 8], [16, 8])),
         "no-group": ("group", "needs a group size", (f"{TENSOR}.group_size", 0)),
+        "group-of-another-codec": (
+            "group",
+            "mxfp4 needs a group size of 32",
+            (f"{TENSOR}.codec", "mxfp4"),
+            (f"{TENSOR}.group_size", 64),
+        ),
         "vector-quantized": ("group", "two dimensions", (f"{TENSOR}.shape", [128])),
         "padded-below": ("padding", "can't be padded", (f"{TENSOR}.shape", [129, 64])),
         "padded-too-far": ("padding", "can't be padded", (f"{TENSOR}.padded_shape", [256, 64])),
@@ -182,6 +192,7 @@ def _meaning(valid: dict) -> dict[str, tuple]:
         "groups-not-whole": ("padding", "can't be padded", (f"{TENSOR}.group_size", 128)),
         "parts-uneven": ("padding", "can't be padded", (f"{TENSOR}.shape", [127, 64]), (f"{TENSOR}.parts", 2)),
         "part-below": ("padding", "can't be padded", (f"{TENSOR}.shape", [130, 64]), (f"{TENSOR}.parts", 2)),
+        "vector-padded-too-far": ("padding", "can't be padded", *norm_as([64], [192])),
         "overlap": ("overlap", "overlaps what lies before it", ("files.0.segments.1.offset", 4096)),
         "hole": ("hole", "leaves a hole before it", ("files.0.segments.1.offset", 12288)),
         "hole-at-start": ("hole", "leaves a hole before it", ("files.0.segments.0.offset", 4096)),
@@ -191,14 +202,12 @@ def _meaning(valid: dict) -> dict[str, tuple]:
         "shape-larger": (
             "file-size",
             "its segments take 20480",
-            (f"{NORM}.shape", [6144]),
-            (f"{NORM}.padded_shape", [6144]),
+            *norm_as([6144], [6144]),
         ),
         "size-past-2-64": (
             "file-size",
             "its segments take",
-            (f"{NORM}.shape", widest),
-            (f"{NORM}.padded_shape", widest),
+            *norm_as(widest, widest),
         ),
         "layouts-differ": (
             "twins",

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from invalid_manifests import manifests
-from valid_packs import experts, reroot, tiny
+from valid_packs import experts, mxfp4, reroot, tiny
 
 
 def write(path: Path, content: bytes) -> None:
@@ -29,7 +29,7 @@ def write_pack(folder: Path, tree: dict, files: dict[str, bytes]) -> None:
 
 def write_valid(folder: Path) -> None:
     index = {}
-    for make in (tiny, experts):
+    for make in (tiny, experts, mxfp4):
         tree, files, meaning = make()
         write_pack(folder / make.__name__, tree, files)
         values, listed = [], []

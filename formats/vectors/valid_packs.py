@@ -6,50 +6,70 @@ import math
 import struct
 from collections.abc import Callable
 
-ZERO = {4: 8, 8: 128}
+BITS = {"int4": 4, "int8": 8, "mxfp4": 4}
+ZERO = {"int4": 8, "int8": 128, "mxfp4": 0}
+MINUS_ZERO = 8
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 Json = dict
 Codes = Callable[[int, int], int]
 
 
-def code_at(bits: int, seed: int) -> Codes:
-    return lambda k, n: (7 * k + 11 * n + k * n + seed) % 2**bits
+def code_at(codec: str, seed: int) -> Codes:
+    def code(k: int, n: int) -> int:
+        found = (7 * k + 11 * n + k * n + seed) % 2 ** BITS[codec]
+        return ZERO[codec] if codec == "mxfp4" and found == MINUS_ZERO else found
+
+    return code
 
 
-def scale_at(group: int, n: int) -> float:
-    """Powers of two, one in seven negative, so that every product is exact in float16."""
-    return (-1 if n % 7 == 3 else 1) * 2.0 ** -(4 + (3 * n + group) % 5)
+def scale_at(codec: str, group: int, n: int) -> float:
+    """Powers of two, where the codec has signs one in seven negative, so that every product is exact in float16."""
+    negative = n % 7 == 3 and codec != "mxfp4"
+    return (-1 if negative else 1) * 2.0 ** -(4 + (3 * n + group) % 5)
+
+
+def value(codec: str, code: int) -> float:
+    """What a code counts in units of the scale."""
+    if codec == "mxfp4":
+        return -E2M1[code - 8] if code >= 8 else E2M1[code]
+    return code - ZERO[codec]
+
+
+def logical_row(tensor: "Matrix | Plain", n: int) -> int:
+    """The logical row that padded row n of a tensor holds, -1 for a pad."""
+    rows, padded_rows = tensor.shape[0] // tensor.parts, tensor.padded[0] // tensor.parts
+    return n // padded_rows * rows + n % padded_rows if n % padded_rows < rows else -1
 
 
 class Matrix:
     """A quantized matrix: what it means, what the manifest says, and its bytes in each layout."""
 
-    def __init__(self, name: str, bits: int, shape: tuple, padded: tuple, group: int, parts: int = 1, seed: int = 0):
-        self.name, self.bits, self.shape, self.padded, self.group, self.parts = name, bits, shape, padded, group, parts
-        self._code = code_at(bits, seed)
+    def __init__(self, name: str, codec: str, shape: tuple, padded: tuple, group: int, parts: int = 1, seed: int = 0):
+        self.name, self.codec, self.bits = name, codec, BITS[codec]
+        self.shape, self.padded, self.group, self.parts = shape, padded, group, parts
+        self._code = code_at(codec, seed)
 
     def entry(self) -> Json:
         fields = {"group_size": self.group, "parts": self.parts}
         shapes = {"shape": self.shape, "padded_shape": self.padded}
-        return {"name": self.name, "codec": f"int{self.bits}", **shapes, **fields}
-
-    def _row(self, n: int) -> int:
-        """The logical row that padded row n holds, -1 for a pad."""
-        rows, padded_rows = self.shape[0] // self.parts, self.padded[0] // self.parts
-        return n // padded_rows * rows + n % padded_rows if n % padded_rows < rows else -1
+        return {"name": self.name, "codec": self.codec, **shapes, **fields}
 
     def code(self, k: int, n: int) -> int:
-        pad = self._row(n) < 0 or k >= self.shape[1]
-        return ZERO[self.bits] if pad else self._code(k, self._row(n))
+        pad = logical_row(self, n) < 0 or k >= self.shape[1]
+        return ZERO[self.codec] if pad else self._code(k, logical_row(self, n))
 
     def scale(self, group: int, n: int) -> float:
-        pad = self._row(n) < 0 or group * self.group >= self.shape[1]
-        return 0.0 if pad else scale_at(group, self._row(n))
+        pad = logical_row(self, n) < 0 or group * self.group >= self.shape[1]
+        return 0.0 if pad else scale_at(self.codec, group, logical_row(self, n))
+
+    def scale_bytes(self, group: int, n: int) -> bytes:
+        return e8m0(self.scale(group, n)) if self.codec == "mxfp4" else bf16(self.scale(group, n))
 
     def values(self) -> list[float]:
         """What it means, row by row, pads left out."""
         rows, k = self.shape
-        zero, g = ZERO[self.bits], self.group
-        return [(self._code(j, n) - zero) * scale_at(j // g, n) for n in range(rows) for j in range(k)]
+        codec, g = self.codec, self.group
+        return [value(codec, self._code(j, n)) * scale_at(codec, j // g, n) for n in range(rows) for j in range(k)]
 
     def sections(self, layout: str) -> list[bytes]:
         return [PLACE[layout](self), SCALES[layout](self)]
@@ -74,12 +94,15 @@ def marlin_scales(m: Matrix) -> bytes:
     rows, depth = m.padded
     out = b""
     for group in range(depth // m.group):
-        plain = [m.scale(group, n) for n in range(rows)]
-        if depth == m.group:
+        plain = [m.scale_bytes(group, n) for n in range(rows)]
+        if m.codec == "mxfp4":
+            swapped = (0, 2, 1, 3, 4, 6, 5, 7)
+            order = [b + i + 8 * j for b in range(0, rows, 64) for i in range(8) for j in swapped]
+        elif depth == m.group:
             order = [b + 2 * i + j % 2 + 8 * (j // 2) for b in range(0, rows, 32) for i in range(4) for j in range(8)]
         else:
             order = [b + i + 8 * j for b in range(0, rows, 64) for i in range(8) for j in range(8)]
-        out += b"".join(bf16(plain[n]) for n in order)
+        out += b"".join(plain[n] for n in order)
     return out
 
 
@@ -97,7 +120,7 @@ def cpu_codes(m: Matrix) -> bytes:
 def cpu_scales(m: Matrix) -> bytes:
     rows, depth = m.padded
     places = ((n, g) for tile in range(0, rows, 16) for g in range(depth // m.group) for n in range(tile, tile + 16))
-    return b"".join(bf16(m.scale(g, n)) for n, g in places)
+    return b"".join(m.scale_bytes(g, n) for n, g in places)
 
 
 PLACE = {"marlin": marlin_codes, "cpu": cpu_codes}
@@ -107,23 +130,35 @@ SCALES = {"marlin": marlin_scales, "cpu": cpu_scales}
 class Plain:
     """An unquantized tensor of quarters that count up from `first` / 4."""
 
-    def __init__(self, name: str, codec: str, shape: tuple, first: int = 0):
+    def __init__(self, name: str, codec: str, shape: tuple, first: int = 0, padded: tuple = (), parts: int = 1):
         self.name, self.codec, self.shape, self.first = name, codec, shape, first
+        self.padded, self.parts = padded or shape, parts
 
     def entry(self) -> Json:
-        shapes = {"shape": self.shape, "padded_shape": self.shape}
-        return {"name": self.name, "codec": self.codec, **shapes, "group_size": 0, "parts": 1}
+        shapes = {"shape": self.shape, "padded_shape": self.padded}
+        return {"name": self.name, "codec": self.codec, **shapes, "group_size": 0, "parts": self.parts}
 
     def values(self) -> list[float]:
         return [(self.first + i) / 4 for i in range(math.prod(self.shape))]
 
     def sections(self, layout: str) -> list[bytes]:
         write = bf16 if self.codec == "bf16" else (lambda value: struct.pack("<f", value))
-        return [b"".join(map(write, self.values()))]
+        return [b"".join(map(write, self._stored()))]
+
+    def _stored(self) -> list[float]:
+        values = self.values()
+        if self.padded == self.shape:
+            return values
+        rows = (logical_row(self, n) for n in range(self.padded[0]))
+        return [0.0 if row < 0 else values[row] for row in rows]
 
 
 def bf16(value: float) -> bytes:
     return struct.pack("<f", value)[2:]
+
+
+def e8m0(power: float) -> bytes:
+    return bytes([int(math.log2(power)) + 127 if power else 0])
 
 
 def fill(content: bytes, to: int) -> bytes:
@@ -173,15 +208,25 @@ def build(stored: list[tuple[str, str, list[list]]], errors: Json) -> tuple[Json
 
 def tiny() -> tuple[Json, dict[str, bytes], dict[str, list]]:
     """One INT4 matrix in each layout and one plain tensor. Also what each record means."""
-    matrix, norm = Matrix("w", 4, (128, 64), (128, 64), 32), Plain("norm", "bf16", (64,))
+    matrix, norm = Matrix("w", "int4", (128, 64), (128, 64), 32), Plain("norm", "bf16", (64,))
     stored = [("attn", "marlin", [[matrix]]), ("attn", "cpu", [[matrix]]), ("base", "plain", [[norm]])]
     return *build(stored, {"attn.w": [0.0625]}), {"attn": [[matrix]], "base": [[norm]]}
 
 
 def experts() -> tuple[Json, dict[str, bytes], dict[str, list]]:
     """An expert of padded matrices, one of them in two parts, and two records of a plain float32 tensor."""
-    expert = [Matrix("w13", 4, (96, 40), (128, 64), 32, parts=2), Matrix("w2", 8, (40, 48), (128, 64), 64, seed=5)]
+    w13 = Matrix("w13", "int4", (96, 40), (128, 64), 32, parts=2)
+    expert = [w13, Matrix("w2", "int8", (40, 48), (128, 64), 64, seed=5)]
     routers = [[Plain("router", "f32", (3, 5), first)] for first in (0, 15)]
     stored = [("experts", "marlin", [expert]), ("routers", "plain", routers), ("experts", "cpu", [expert])]
     errors = {"experts.w13": [0.09], "experts.w2": [0]}
     return *build(stored, errors), {"experts": [expert], "routers": routers}
+
+
+def mxfp4() -> tuple[Json, dict[str, bytes], dict[str, list]]:
+    """An expert of MXFP4 matrices, one of them with three groups and a pad for a fourth, and a padded vector."""
+    w13 = Matrix("w13", "mxfp4", (96, 40), (128, 64), 32, parts=2)
+    b13 = Plain("b13", "f32", (96,), padded=(128,), parts=2)
+    expert = [w13, b13, Matrix("w2", "mxfp4", (40, 96), (64, 128), 32, seed=5)]
+    stored = [("experts", "marlin", [expert]), ("experts", "cpu", [expert])]
+    return *build(stored, {"experts.w13": [0], "experts.w2": [0]}), {"experts": [expert]}

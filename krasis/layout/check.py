@@ -7,7 +7,7 @@ from krasis.errors import InputError
 
 GROUP_SIZES = (32, 64, 128)
 ONE_GROUP = -1
-SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.uint8)
 
 
 def check_bits(bits: int) -> None:

@@ -54,7 +54,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 @same_kind
 def pack_scales(scales: Tensor, k: int, group_size: int) -> Tensor:
-    """[K/g, N] of a 16- or 32-bit float -> the same dtype, [N/16, K/g, 16].
+    """[K/g, N] of floats or e8m0 bytes -> the same dtype, [N/16, K/g, 16].
 
     Raises InputError for another dtype or shape, or a group size other than 32, 64, 128, -1 and K.
     """

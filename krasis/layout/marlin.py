@@ -57,17 +57,19 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 @same_kind
 def pack_scales(scales: Tensor, k: int, group_size: int) -> Tensor:
-    """[K/g, N] of a 16- or 32-bit float -> the same shape and dtype, columns permuted within every row.
+    """[K/g, N] of floats or e8m0 bytes -> the same shape and dtype, columns permuted within every row.
 
     Raises InputError for another dtype or shape, or a group size other than 32, 64, 128, -1 and K.
     """
-    return _swap_columns(scales, k, group_size)
+    _check_scales(scales, k, group_size)
+    return _swap_middles(_swap_columns(scales))
 
 
 @same_kind
 def unpack_scales(packed: Tensor, k: int, group_size: int) -> Tensor:
     """The exact inverse of `pack_scales`, with its errors."""
-    return _swap_columns(packed, k, group_size)
+    _check_scales(packed, k, group_size)
+    return _swap_columns(_swap_middles(packed))
 
 
 def packed_shape(k: int, n: int, bits: int) -> tuple[int, int]:
@@ -97,13 +99,24 @@ def padded_shape(k: int, n: int, group_size: int) -> tuple[int, int]:
     return min(deep, wide, key=lambda shape: (shape[0] * shape[1], shape[0]))
 
 
-def _swap_columns(scales: Tensor, k: int, group_size: int) -> Tensor:
-    """Transpose blocks of columns: 8 x 8, or 4 x 4 pairs where there is one group. Its own inverse."""
+def _check_scales(scales: Tensor, k: int, group_size: int) -> None:
     check_matrix(scales, "scales", *SCALE_DTYPES)
+    check_shape_is(scales, scales_shape(k, scales.shape[1], group_size), "scales")
+
+
+def _swap_columns(scales: Tensor) -> Tensor:
+    """Transpose blocks of columns: 8 x 8, or 4 x 4 pairs where one group has float scales. Its own inverse."""
     groups, n = scales.shape
-    check_shape_is(scales, scales_shape(k, n, group_size), "scales")
-    blocks = (groups, n // 32, 4, 4, 2) if groups == 1 else (groups, n // 64, 8, 8, 1)
+    pairs = groups == 1 and scales.is_floating_point()
+    blocks = (groups, n // 32, 4, 4, 2) if pairs else (groups, n // 64, 8, 8, 1)
     return scales.reshape(blocks).transpose(2, 3).reshape(groups, n)
+
+
+def _swap_middles(scales: Tensor) -> Tensor:
+    """Swap columns 1 and 2 of every four where scales are bytes. Its own inverse."""
+    if scales.is_floating_point():
+        return scales
+    return scales.reshape(len(scales), -1, 2, 2).transpose(2, 3).reshape(scales.shape)
 
 
 def _check_runs(k: int, n: int) -> None:

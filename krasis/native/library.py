@@ -8,7 +8,7 @@ from typing import Any
 from krasis import native
 from krasis.errors import KrasisError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 Signatures = dict[str, tuple[Any, list[Any]]]

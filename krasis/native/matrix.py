@@ -8,12 +8,13 @@ from torch import Tensor
 
 from krasis.errors import InputError
 
-_CODECS = {"int4": 0, "int8": 1, "bf16": 2}
+_CODECS = {"int4": 0, "int8": 1, "bf16": 2, "mxfp4": 3}
 _LAYOUTS = {"cpu": 0, "marlin": 1, "plain": 2}
-_BITS = {"int4": 4, "int8": 8, "bf16": 16}
+_BITS = {"int4": 4, "int8": 8, "bf16": 16, "mxfp4": 4}
 _CODE_DTYPES = (torch.uint8, torch.int32)
 _MULTIPLE = 64
-_GROUP_SIZES = (32, 64, 128)
+_GROUP_SIZES = {"int4": (32, 64, 128), "int8": (32, 64, 128), "mxfp4": (32,)}
+_SCALE_DTYPES = {"int4": torch.bfloat16, "int8": torch.bfloat16, "mxfp4": torch.uint8}
 
 
 class _CMatrix(ctypes.Structure):
@@ -32,8 +33,9 @@ class _CMatrix(ctypes.Structure):
 class Matrix:
     """A weight matrix of `k` input and `n` output features, in its layout's order. Holds the tensors, copies nothing.
 
-    - codec "int4" or "int8", layout "cpu" or "marlin": `codes` are uint8 or int32, k*n*bits/8 bytes; `scales` are
-      bfloat16, k/group_size*n of them. k and n are multiples of 64, group_size is 32, 64 or 128 and divides k.
+    - codec "int4", "int8" or "mxfp4", layout "cpu" or "marlin": `codes` are uint8 or int32, k*n*bits/8 bytes; `scales`
+      are bfloat16, of "mxfp4" uint8, k/group_size*n of them. k and n are multiples of 64, group_size is 32, 64 or 128,
+      of "mxfp4" 32, and divides k.
     - codec "bf16", layout "plain": `codes` are bfloat16, n*k of them, row by row; group_size is 0, `scales` None.
 
     Raises InputError where a name, shape, dtype or size is wrong, or a tensor isn't contiguous in main memory.
@@ -77,11 +79,13 @@ class Matrix:
     def _check_quantized(self) -> None:
         if self.k % _MULTIPLE or self.n % _MULTIPLE:
             raise InputError(f"{self.codec} with K = {self.k}, N = {self.n}", expected=f"multiples of {_MULTIPLE}")
-        if self.group_size not in _GROUP_SIZES or self.k % self.group_size:
-            raise InputError(f"K = {self.k} in groups of {self.group_size}", expected="whole groups of 32, 64 or 128")
+        sizes, dtype = _GROUP_SIZES[self.codec], _SCALE_DTYPES[self.codec]
+        if self.group_size not in sizes or self.k % self.group_size:
+            expected = f"whole groups of {' or '.join(map(str, sizes))}"
+            raise InputError(f"{self.codec} with K = {self.k} in groups of {self.group_size}", expected=expected)
         if self.scales is None:
-            raise InputError(f"{self.codec} without scales", expected="bfloat16 scales")
-        _check_tensor("scales", self.scales, (torch.bfloat16,), self.k // self.group_size * self.n * 2)
+            raise InputError(f"{self.codec} without scales", expected=f"{dtype} scales")
+        _check_tensor("scales", self.scales, (dtype,), self.k // self.group_size * self.n * dtype.itemsize)
 
 
 def _check_tensor(what: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], size: int) -> None:

@@ -32,8 +32,8 @@ class TensorSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One tensor of a record.
 
     A quantized matrix has shape [N, K] (output, input features); its N rows are `parts` equal blocks (2 for gate and
-    up), each padded at its own end, so row r of part p lies at p * padded N / parts + r. `group_size` is 0 and
-    `padded_shape` equals `shape` for tensors that are stored unquantized.
+    up), each padded at its own end, so row r of part p lies at p * padded N / parts + r. `group_size` is 0 for tensors
+    that are stored unquantized; of these vectors may be padded like the rows of a matrix, others are not.
     """
 
     name: Word
@@ -94,24 +94,36 @@ def _arrays(tensor: TensorSpec, layout: str) -> Iterator[_Array]:
         codec = quant.get(tensor.codec)
         if not codec.QUANTIZED:
             _check_plain(tensor)
-            yield "values", codec.DTYPE, tensor.shape
+            yield "values", codec.DTYPE, tensor.padded_shape
             return
         order = layouts.get(layout)
     except KrasisError as error:
         raise ValueError(f"tensor {tensor.name}: {error}") from error
-    n, k = _check_quantized(tensor)
+    n, k = _check_quantized(tensor, codec.GROUP_SIZES)
     yield "codes", order.PACKED_DTYPE, order.packed_shape(k, n, codec.BITS)
-    yield "scales", torch.bfloat16, order.scales_shape(k, n, tensor.group_size)
+    yield "scales", codec.SCALE_DTYPE, order.scales_shape(k, n, tensor.group_size)
 
 
 def _check_plain(tensor: TensorSpec) -> None:
-    if tensor.group_size or tensor.parts != 1 or tensor.padded_shape != tensor.shape:
+    if len(tensor.shape) == 1 and not tensor.group_size:
+        _check_rows(tensor)
+    elif tensor.group_size or tensor.parts != 1 or tensor.padded_shape != tensor.shape:
         raise ValueError(f"tensor {tensor.name}: {tensor.codec} takes no group size, parts or padding")
 
 
-def _check_quantized(tensor: TensorSpec) -> tuple[int, int]:
-    if not tensor.quantized or len(tensor.shape) != 2 or len(tensor.padded_shape) != 2:
-        raise ValueError(f"tensor {tensor.name}: {tensor.codec} needs a group size and two dimensions")
+def _check_rows(tensor: TensorSpec) -> None:
+    """The rows of each part are padded at its end, by less than `MAX_PAD`."""
+    n, padded_n = tensor.shape[0], tensor.padded_shape[0]
+    whole = n % tensor.parts == 0 and padded_n % tensor.parts == 0
+    rows, padded_rows = n // tensor.parts, padded_n // tensor.parts
+    if not whole or len(tensor.padded_shape) != len(tensor.shape) or not rows <= padded_rows < rows + MAX_PAD:
+        raise ValueError(f"tensor {tensor.name}: {tensor.shape} can't be padded to {tensor.padded_shape}")
+
+
+def _check_quantized(tensor: TensorSpec, group_sizes: tuple[int, ...]) -> tuple[int, int]:
+    if tensor.group_size not in group_sizes or len(tensor.shape) != 2 or len(tensor.padded_shape) != 2:
+        sizes = " or ".join(map(str, group_sizes))
+        raise ValueError(f"tensor {tensor.name}: {tensor.codec} needs a group size of {sizes} and two dimensions")
     (n, k), (padded_n, padded_k) = tensor.shape, tensor.padded_shape
     rows, padded_rows = n // tensor.parts, padded_n // tensor.parts
     whole = n % tensor.parts == 0 and padded_n % tensor.parts == 0

@@ -16,7 +16,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A matrix as codes uint8 [K, N] and scales bfloat16 [K/g, N]: weight[n, k] = (code - ZERO) * scale.
+    """A matrix as codes uint8 [K, N] and scales [K/g, N], bfloat16 or whatever its codec's SCALE_DTYPE is.
 
     Raises InputError where dtypes or shapes are not so.
     """
@@ -26,8 +26,8 @@ class Quantized:
 
     def __post_init__(self) -> None:
         found = f"{self.codes.dtype} {tuple(self.codes.shape)}, {self.scales.dtype} {tuple(self.scales.shape)}"
-        expected = "codes uint8 [K, N] and scales bfloat16 [K/g, N]"
-        if (self.codes.dtype, self.scales.dtype) != (torch.uint8, torch.bfloat16):
+        expected = "codes uint8 [K, N] and scales bfloat16 or uint8 [K/g, N]"
+        if self.codes.dtype != torch.uint8 or self.scales.dtype not in (torch.bfloat16, torch.uint8):
             raise InputError(f"codes and scales are {found}", expected=expected)
         if self.codes.ndim != 2 or self.scales.ndim != 2 or self.codes.shape[1] != self.scales.shape[1]:
             raise InputError(f"codes and scales are {found}", expected=expected)
@@ -41,20 +41,24 @@ class Quantized:
 
 
 class Codec(Protocol):
-    """A codec with QUANTIZED has ZERO, `quantize` and `dequantize`; one without has DTYPE, `encode` and `decode`."""
+    """A codec with QUANTIZED has ZERO, the code of a zero weight, GROUP_SIZES and SCALE_DTYPE of what packs store,
+    `quantize` and `dequantize`; one without has DTYPE, `encode` and `decode`.
+    """
 
     NAME: str
     BITS: int
     QUANTIZED: bool
     ZERO: int
+    GROUP_SIZES: tuple[int, ...]
+    SCALE_DTYPE: torch.dtype
     DTYPE: torch.dtype
 
     def quantize(self, weight: Tensor, group_size: int) -> Quantized:
-        """Float [N, K] -> codes and scales, in groups along K; one group where `group_size` is -1.
+        """Float [N, K] -> codes and scales, in groups along K. INT4 and INT8 take any size, and -1 for one group.
 
         A zero weight has the code ZERO, a zero group the scale 0, and every other scale is a normal number. The same
-        bytes come out for any number of threads. Raises InputError where the weight is not a float matrix, K not a
-        multiple of the group size, or a value NaN, infinite or beyond 2^127.
+        bytes come out for any number of threads. Raises InputError where the weight is not a float matrix, the codec
+        does not take the group size, K is not a multiple of it, or a value is NaN, infinite or beyond 2^127.
         """
 
     def dequantize(self, quantized: Quantized) -> Tensor:

@@ -24,12 +24,11 @@ _LIMIT = 2.0**127
 
 def quantize_groups(weight: Tensor, group_size: int, zero: int, choose: Choose) -> Quantized:
     """`Codec.quantize` with the numbers and scales that `choose` picks and the offset `zero`."""
-    n, k = _check(weight, group_size)
+    n, k = check_weight(weight, group_size)
     group_size = k if group_size == -1 else group_size
     codes = torch.empty(k, n, dtype=torch.uint8)
     scales = torch.empty(k // group_size, n, dtype=torch.bfloat16)
-    _refuse_unusable(weight)
-    for chunk in _chunks(n, k):
+    for chunk in chunks(n, k):
         groups = weight[chunk].float().t().contiguous().view(k // group_size, group_size, -1)
         numbers, chosen = _normalized(groups, choose)
         codes[:, chunk] = numbers.add_(zero).view(k, -1)
@@ -47,7 +46,7 @@ def dequantize_groups(quantized: Quantized, zero: int) -> Tensor:
 def _normalized(groups: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
     high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
     peaks = torch.where(high >= -low, high, low)
-    unit = (peaks.view(torch.int32) & _EXPONENT).view(torch.float32).clamp_min(_SMALLEST_NORMAL)
+    unit, _ = power_of_two(peaks)
     peaks = torch.where(peaks.abs() < unit, unit, peaks)
     numbers, scales = choose(groups / unit, peaks / unit)
     scales = scales * unit
@@ -56,24 +55,32 @@ def _normalized(groups: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
     return numbers.mul_(normal), scales.mul_(normal)
 
 
-def _check(weight: Tensor, group_size: int) -> tuple[int, int]:
+def power_of_two(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The power of two at or below each magnitude, at least 2^-126: as float32, and its exponent + 127 as int32."""
+    unit = (values.view(torch.int32) & _EXPONENT).view(torch.float32).clamp_min(_SMALLEST_NORMAL)
+    return unit, unit.view(torch.int32) >> 23
+
+
+def check_weight(weight: Tensor, group_size: int) -> tuple[int, int]:
+    """(N, K) of a float matrix in whole groups of usable numbers. Raises InputError where it is not one."""
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise InputError(f"a weight of {weight.dtype} {tuple(weight.shape)}", expected="a float matrix")
     n, k = weight.shape
     if group_size != -1 and (group_size < 1 or k % group_size):
         raise InputError(f"K = {k} with group size {group_size}", expected="whole groups, or -1 for one")
+    _refuse_unusable(weight)
     return n, k
 
 
 def _refuse_unusable(weight: Tensor) -> None:
     # Written so that a NaN counts too.
-    count = sum(int((~(weight[chunk].float().abs() < _LIMIT)).sum()) for chunk in _chunks(*weight.shape))
+    count = sum(int((~(weight[chunk].float().abs() < _LIMIT)).sum()) for chunk in chunks(*weight.shape))
     if count:
         what = f"{count} of {weight.numel()} weights are NaN, infinite or beyond 2^127"
         raise InputError(what, expected="finite weights")
 
 
-def _chunks(n: int, k: int) -> list[slice]:
+def chunks(n: int, k: int) -> list[slice]:
     """Rows at a time, so that temporaries stay in cache whatever the matrix."""
     rows = max(16, _CHUNK // k)
     return [slice(start, start + rows) for start in range(0, n, rows)]

@@ -11,6 +11,8 @@ NAME = "int4"
 BITS = 4
 ZERO = 8
 QUANTIZED = True
+GROUP_SIZES = (32, 64, 128)
+SCALE_DTYPE = torch.bfloat16
 
 LEAST, MOST = -8, 7
 FACTORS = tuple(0.75 + 0.025 * step for step in range(13))

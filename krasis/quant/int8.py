@@ -1,5 +1,6 @@
 """INT8: 256 codes a weight, symmetric, the scale from the group's largest magnitude."""
 
+import torch
 from torch import Tensor
 
 from krasis.quant.codec import Quantized
@@ -9,6 +10,8 @@ NAME = "int8"
 BITS = 8
 ZERO = 128
 QUANTIZED = True
+GROUP_SIZES = (32, 64, 128)
+SCALE_DTYPE = torch.bfloat16
 
 
 def quantize(weight: Tensor, group_size: int) -> Quantized:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krasis import quant
 from krasis.layout.marlin import padded_shape
 from krasis.pack.record import TensorSpec, record_bytes, sections
 
@@ -48,6 +49,16 @@ def test_small_sections_start_on_256_bytes_and_a_full_record_is_not_filled():
     assert record_bytes((full, tiny), "plain") == 8192
 
 
+def test_mxfp4_scales_are_bytes():
+    spec = TensorSpec("w", "mxfp4", (128, 64), (128, 64), 32)
+    assert [(s.part, s.dtype, s.shape) for s in sections((spec,), "marlin")][1] == ("scales", torch.uint8, (2, 128))
+    assert [(s.part, s.dtype, s.shape) for s in sections((spec,), "cpu")][1] == ("scales", torch.uint8, (8, 2, 16))
+
+
+def test_vectors_may_be_padded_like_the_rows_of_a_matrix():
+    assert sections((TensorSpec("b", "f32", (96,), (128,), parts=2),), "plain")[0].shape == (128,)
+
+
 names = st.integers(0, 9).map("t{}".format)
 plain = st.builds(
     lambda codec, shape: TensorSpec("t", codec, shape, shape),
@@ -58,9 +69,10 @@ plain = st.builds(
 
 @st.composite
 def quantized(draw):
-    n, k, g, parts = (draw(st.integers(1, 300)), draw(st.integers(1, 300)), draw(st.sampled_from([32, 64, 128])), 1)
+    codec = draw(st.sampled_from(["int4", "int8", "mxfp4"]))
+    n, k, g = draw(st.integers(1, 300)), draw(st.integers(1, 300)), draw(st.sampled_from(quant.get(codec).GROUP_SIZES))
     padded_k, padded_n = padded_shape(k, n, g)
-    return TensorSpec("t", draw(st.sampled_from(["int4", "int8"])), (n, k), (padded_n, padded_k), g, parts)
+    return TensorSpec("t", codec, (n, k), (padded_n, padded_k), g)
 
 
 @given(st.lists(plain | quantized(), min_size=1, max_size=5).map(tuple), st.sampled_from(["marlin", "cpu"]))
@@ -72,9 +84,10 @@ def test_sections_are_aligned_and_follow_each_other(tensors, layout):
     end = placed[-1].offset + placed[-1].bytes
     assert 0 <= record_bytes(tensors, layout) - end < 4096
     assert record_bytes(tensors, layout) % 4096 == 0
-    bits = {"int4": 4, "int8": 8, "bf16": 16, "f32": 32}
+    bits = {"int4": 4, "int8": 8, "mxfp4": 4, "bf16": 16, "f32": 32}
+    scale_bytes = {"int4": 2, "int8": 2, "mxfp4": 1}
     codes = sum(prod(t.padded_shape) * bits[t.codec] // 8 for t in tensors)
-    scales = sum(2 * prod(t.padded_shape) // t.group_size for t in tensors if t.group_size)
+    scales = sum(prod(t.padded_shape) // t.group_size * scale_bytes[t.codec] for t in tensors if t.quantized)
     assert sum(section.bytes for section in placed) == codes + scales
 
 
@@ -83,6 +96,8 @@ def test_sections_are_aligned_and_follow_each_other(tensors, layout):
     [
         (TensorSpec("w", "int5", (128, 64), (128, 64), 32), "unknown codec 'int5'"),
         (TensorSpec("w", "int4", (128, 64), (128, 64), 0), "needs a group size"),
+        (TensorSpec("w", "int4", (128, 64), (128, 64), 0), "size of 32 or 64 or 128 and two dimensions"),
+        (TensorSpec("w", "mxfp4", (128, 64), (128, 64), 64), "mxfp4 needs a group size of 32 and two dimensions"),
         (TensorSpec("w", "int4", (2, 128, 64), (2, 128, 64), 32), "two dimensions"),
         (TensorSpec("w", "int4", (128, 65), (128, 64), 32), "can't be padded"),
         (TensorSpec("w", "int4", (128, 64), (128, 96), 32), "can't be padded"),
@@ -90,8 +105,13 @@ def test_sections_are_aligned_and_follow_each_other(tensors, layout):
         (TensorSpec("w", "int4", (128, 64), (256, 64), 32), "can't be padded"),
         (TensorSpec("w", "int4", (128, 64), (128, 192), 32), "can't be padded"),
         (TensorSpec("w", "bf16", (4,), (4,), 32), "takes no group size"),
-        (TensorSpec("w", "bf16", (4,), (4,), 0, 2), "takes no group size"),
-        (TensorSpec("w", "bf16", (4,), (8,)), "takes no group size"),
+        (TensorSpec("w", "bf16", (4, 4), (4, 4), 0, 2), "takes no group size"),
+        (TensorSpec("w", "bf16", (4, 4), (8, 4)), "takes no group size"),
+        (TensorSpec("w", "bf16", (4,), (4, 1)), "can't be padded"),
+        (TensorSpec("w", "bf16", (4,), (3,)), "can't be padded"),
+        (TensorSpec("w", "bf16", (4,), (132,)), "can't be padded"),
+        (TensorSpec("w", "bf16", (3,), (4,), 0, 2), "can't be padded"),
+        (TensorSpec("w", "bf16", (4,), (5,), 0, 2), "can't be padded"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(spec, fault):
