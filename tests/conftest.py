@@ -13,6 +13,7 @@ from krasis.runtime.engine import Engine
 from krasis.runtime.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+FAMILIES = sorted(path.name for path in (EXAMPLES / "models").iterdir())
 
 
 class Silent:
@@ -34,10 +35,22 @@ def torch_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    """Each family that a trained checkpoint is bundled of."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def demo():
-    """The bundled checkpoint."""
-    return EXAMPLES / "models/qwen3_moe"
+def example():
+    """Family -> its bundled checkpoint."""
+    return lambda family: EXAMPLES / "models" / family
+
+
+@pytest.fixture(scope="session")
+def demo(example):
+    """The bundled checkpoint that will do for most."""
+    return example("qwen3_moe")
 
 
 @pytest.fixture(scope="session")
@@ -50,29 +63,35 @@ def texts():
 def convert():
     """(checkpoint, pack, settings) -> the pack's path."""
 
-    def run(source, pack, expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu")):
+    def run(source, pack, expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu"), expert_codec=None):
         settings = Settings(expert_bits=expert_bits, dense_bits=dense_bits, group_size=group_size, layouts=layouts)
-        Conversion(source, settings).run(pack, Silent())
+        Conversion(source, settings, expert_codec).run(pack, Silent())
         return pack
 
     return run
 
 
 @pytest.fixture(scope="session")
-def demo_pack(demo, convert, tmp_path_factory):
-    """Settings -> a pack of the bundled model, made once a session. Don't change it."""
+def pack_of(example, convert, tmp_path_factory):
+    """(family, settings) -> a pack of the bundled model, made once a session. Don't change it."""
 
     @functools.cache
-    def make(**settings):
-        return convert(demo, tmp_path_factory.mktemp("packs") / "demo", **settings)
+    def make(family, **settings):
+        return convert(example(family), tmp_path_factory.mktemp("packs") / family, **settings)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def exact_pack(demo_pack):
-    """The bundled model as it is, in bfloat16."""
-    return demo_pack(expert_bits=16, dense_bits=16)
+def demo_pack(pack_of):
+    """Settings -> a pack of the bundled model that will do for most."""
+    return functools.partial(pack_of, "qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def exact_pack(pack_of):
+    """Family -> the bundled model without any quantization."""
+    return functools.partial(pack_of, expert_bits=16, dense_bits=16)
 
 
 @pytest.fixture(scope="session")

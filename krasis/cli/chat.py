@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from krasis.pack.reader import Pack
     from krasis.runtime.engine import Engine
     from krasis.runtime.generate import Answer
-    from krasis.runtime.kv_cache import KvCache
     from krasis.runtime.sampler import Sampler
+    from krasis.runtime.state import SequenceState
     from krasis.runtime.tokenizer import Message, Tokenizer
 
 CHAT_CONTEXT = 8192
@@ -90,7 +90,7 @@ class Session:
     max_tokens: int
     stops: list[str]
 
-    def answer(self, ids: list[int], state: "KvCache", *, quiet: bool = False) -> "Answer":
+    def answer(self, ids: list[int], state: "SequenceState", *, quiet: bool = False) -> "Answer":
         """Generate from `ids`, streaming the text to stdout unless `quiet`."""
         from krasis.runtime.generate import generate
 

@@ -12,11 +12,18 @@ from krasis.errors import UsageError
 if TYPE_CHECKING:
     from krasis.pack.manifest import Settings
 
+EXPERT_CODECS = ("int4", "int8", "mxfp4", "bf16")
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint: a local folder, or a hub id.")],
     pack: Annotated[Path, typer.Argument(help="Folder to make.")],
-    expert_bits: Annotated[int, typer.Option(help="Bits of routed experts: 4, 8, or 16 for testing.")] = 4,
+    expert_bits: Annotated[
+        int | None, typer.Option(help="Bits of routed experts: 4, 8, or 16 for testing; 4 when nothing is given.")
+    ] = None,
+    expert_codec: Annotated[
+        str, typer.Option(help="int4, int8, mxfp4 or bf16; auto goes by bits, and keeps MXFP4 at 4.")
+    ] = "auto",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 128,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
     layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
@@ -30,14 +37,17 @@ def convert(
     # Imported here so that --help answers at once.
     import torch
 
+    from krasis import quant
     from krasis.convert.checkpoint import fetch
     from krasis.convert.pipeline import Conversion
 
-    settings = _settings(expert_bits, dense_bits, group_size, layouts)
+    codec = _expert_codec(expert_codec, expert_bits)
+    bits = quant.get(codec).BITS if codec else 4 if expert_bits is None else expert_bits
+    settings = _settings(bits, dense_bits, group_size, layouts)
     if jobs is not None:
         _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
         torch.set_num_threads(jobs)
-    conversion = Conversion(fetch(source, revision), settings)
+    conversion = Conversion(fetch(source, revision), settings, codec)
     if dry_run:
         _print_plan(conversion.summary(), json)
         return
@@ -49,6 +59,19 @@ def convert(
         emit_json({"pack": str(pack), "root_hash": manifest.root, "bytes": manifest.weight_bytes, "seconds": seconds})
     else:
         print(f"{pack}: {human(manifest.weight_bytes)} in {seconds:.1f} s, root {manifest.root[:12]}")
+
+
+def _expert_codec(name: str, bits: int | None) -> str | None:
+    """The codec that was named, None for auto. It wins over bits that were not given, and refuses others."""
+    from krasis import quant
+
+    if name == "auto":
+        return None
+    _one_of("--expert-codec", name, EXPERT_CODECS, f"auto, {', '.join(EXPERT_CODECS)}")
+    own = quant.get(name).BITS
+    if bits not in (None, own):
+        raise UsageError(f"--expert-bits is {bits} with --expert-codec {name}", expected=f"{own}, or leave it out")
+    return name
 
 
 def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":
@@ -78,4 +101,5 @@ def _print_plan(summary: dict[str, Any], json: bool) -> None:
         return
     print(f"{summary['model_type']}: {human(summary['bytes'])} in {summary['files']} files")
     for matrix in summary["matrices"]:
-        print(f"  {matrix['kind']:<16} {matrix['codec']:<5} {matrix['shape']} -> {matrix['padded_shape']}")
+        stored = f"{matrix['codec']:<5} g{matrix['group_size']:<3}"
+        print(f"  {matrix['kind']:<16} {stored} {matrix['shape']} -> {matrix['padded_shape']}")

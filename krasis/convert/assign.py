@@ -1,39 +1,68 @@
 """Decide for every weight its codec, padded shape and layouts: the pack's shape, before any weight is read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from krasis import quant
 from krasis.layout.marlin import padded_shape
-from krasis.models.family import Group, Weight
+from krasis.models.weight import Group, Source, Weight
 from krasis.pack.manifest import Settings
 from krasis.pack.record import GroupSize, TensorSpec
 from krasis.pack.writer import SegmentPlan
+from krasis.quant import int8, mxfp4
 
 PLAIN = "plain"
+_BITS = {4: "int4", 8: "int8", 16: "bf16"}
 
 
-def codec_of(group: Group, settings: Settings) -> str | None:
-    """The codec of a group's matrices, or None where each tensor keeps its own precision."""
+@dataclass(frozen=True)
+class Choice:
+    """How the matrices of a group are stored. `codec` is None where each tensor keeps its own precision."""
+
+    codec: str | None
+    group_size: GroupSize
+
+
+def choose(group: Group, settings: Settings, expert_codec: str | None, kept_as: str | None) -> Choice:
+    """The codec and group size of a group: by bits, but experts are `kept_as` their checkpoint has them at these bits.
+
+    `expert_codec` overrides both. Experts that are MXFP4 in the checkpoint are exact in INT8 in groups of 32.
+    """
     if group.kind == "keep":
-        return None
-    bits = settings.expert_bits if group.kind == "expert" else settings.dense_bits
-    return {4: "int4", 8: "int8", 16: "bf16"}[bits]
+        return Choice(None, settings.group_size)
+    if group.kind == "dense":
+        return Choice(_BITS[settings.dense_bits], settings.group_size)
+    kept = kept_as if kept_as and settings.expert_bits == quant.get(kept_as).BITS else None
+    codec = expert_codec or kept or _BITS[settings.expert_bits]
+    exact = codec == mxfp4.NAME or (kept_as == mxfp4.NAME and codec == int8.NAME)
+    return Choice(codec, 32 if exact else settings.group_size)
 
 
-def plan_group(group: Group, settings: Settings, dtype: Callable[[str], torch.dtype]) -> list[SegmentPlan]:
+def plan_group(
+    group: Group, choice: Choice, layouts: tuple[str, ...], dtype: Callable[[Source], torch.dtype]
+) -> list[SegmentPlan]:
     """The segments a group becomes: one per layout where it is quantized, else one plain.
 
-    `dtype` gives the stored dtype of a checkpoint tensor.
+    `dtype` gives the stored dtype of an unquantized source.
     """
-    codec = codec_of(group, settings)
     weights = group.records[0]
-    if codec is None or not quant.get(codec).QUANTIZED:
-        specs = tuple(_plain(weight, codec or _kept(dtype(weight.sources[0]))) for weight in weights)
+    if choice.codec is None or not quant.get(choice.codec).QUANTIZED:
+        specs = tuple(_plain(weight, _kept_codec(weight, choice.codec, dtype)) for weight in weights)
         return [SegmentPlan(group.name, PLAIN, specs, len(group.records))]
-    specs = _quantized(weights, codec, settings.group_size)
-    return [SegmentPlan(group.name, layout, specs, len(group.records)) for layout in settings.layouts]
+    padded = _padded(weights, choice.group_size)
+    specs = tuple(
+        TensorSpec(w.name, choice.codec, w.stacked, padded[w.name], choice.group_size, len(w.sources))
+        if len(w.shape) == 2
+        else TensorSpec(w.name, _kept(dtype(w.sources[0])), w.stacked, (padded[w.bias_of][0],), parts=len(w.sources))
+        for w in weights
+    )
+    return [SegmentPlan(group.name, layout, specs, len(group.records)) for layout in layouts]
+
+
+def _kept_codec(weight: Weight, codec: str | None, dtype: Callable[[Source], torch.dtype]) -> str:
+    return codec if codec and len(weight.shape) == 2 else _kept(dtype(weight.sources[0]))
 
 
 def _kept(dtype: torch.dtype) -> str:
@@ -45,17 +74,17 @@ def _plain(weight: Weight, codec: str) -> TensorSpec:
     return TensorSpec(weight.name, codec, weight.stacked, weight.stacked)
 
 
-def _quantized(weights: tuple[Weight, ...], codec: str, group_size: GroupSize) -> tuple[TensorSpec, ...]:
+def _padded(weights: tuple[Weight, ...], group_size: GroupSize) -> dict[str, tuple[int, int]]:
+    """The padded [N, K] of every matrix."""
     padded: dict[str, tuple[int, int]] = {}
     # A matrix that feeds another is padded after it: its rows must fill the other's padded input.
     for weight in sorted(weights, key=lambda weight: bool(weight.feeds)):
+        if len(weight.shape) != 2:
+            continue
         rows, k = weight.shape
         parts = len(weight.sources)
         if weight.feeds:
             rows = padded[weight.feeds][1]
         padded_k, padded_n = padded_shape(k, rows * parts, group_size)
         padded[weight.name] = (padded_n, padded_k)
-    return tuple(
-        TensorSpec(weight.name, codec, weight.stacked, padded[weight.name], group_size, len(weight.sources))
-        for weight in weights
-    )
+    return padded

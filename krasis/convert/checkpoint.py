@@ -4,18 +4,23 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from krasis.convert import encodings
+from krasis.convert.encodings.plain import DTYPES
+from krasis.convert.encodings.stored import Coded, Encoding, Header, Stored
 from krasis.errors import InputError
+from krasis.models.weight import Source
 from krasis.pack.manifest import FileHash
+
+T = TypeVar("T")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fetch(source: str, revision: str | None) -> Path:
@@ -43,17 +48,20 @@ def fetch(source: str, revision: str | None) -> Path:
 
 
 class Checkpoint:
-    """A checkpoint folder. Raises InputError where it is not one, or names files outside itself."""
+    """A checkpoint folder. Raises InputError where it is not one, or names files outside itself.
+
+    `headers` has what every tensor says of itself; no weight is read before `load`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = self._json("config.json")
         self.shard_of = self._shards()
         self._open: dict[str, Any] = {}
-
-    @property
-    def names(self) -> set[str]:
-        return set(self.shard_of)
+        self.headers = {name: self._header(name) for name in self.shard_of}
+        self._encodings = encodings.of(self.config)
+        # Neighbours often take their rows from one tensor.
+        self._last: tuple[tuple[str, int | None, bool], Stored] | None = None
 
     @property
     def shards(self) -> list[str]:
@@ -73,18 +81,56 @@ class Checkpoint:
         paths = (self.folder / name for name in TOKENIZER_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensor(name, lambda shard: shard.get_slice(name)[:0]).dtype
+    def tensors(self, source: Source) -> tuple[str, ...]:
+        """The tensors that hold a source, however they are encoded; its own name where there are none."""
+        return self._encoding(source).names(source.name, self.headers) or (source.name,)
 
-    def load(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """One tensor in its stored dtype. Raises InputError where it has another shape or an unknown dtype."""
-        tensor = self._tensor(name, lambda shard: shard.get_tensor(name))
-        if tuple(tensor.shape) != shape:
-            raise InputError(f"{name} has shape {tuple(tensor.shape)}", where=self.folder, expected=f"{shape}")
-        if tensor.dtype not in DTYPES:
-            expected = "bfloat16, float16 or float32 weights"
-            raise InputError(f"{name} is stored as {tensor.dtype}", where=self.folder, expected=expected)
-        return tensor
+    def check(self, source: Source, shape: tuple[int, ...]) -> None:
+        """Raises InputError where a source's tensors do not fit together, or give rows of another shape."""
+        try:
+            whole = self._encoding(source).shape(source, self.headers)
+            rows = _pick(torch.empty(whole, device="meta"), source)
+        except InputError as error:
+            raise InputError(str(error), where=self.folder) from error
+        found = tuple(rows.T.shape if source.turned else rows.shape)
+        if found != shape:
+            raise InputError(f"{source.name} gives {list(found)}", where=self.folder, expected=f"{list(shape)}")
+
+    def dtype(self, source: Source) -> torch.dtype:
+        """The dtype of an unquantized source, float32 for others."""
+        return DTYPES.get(self.headers[self.tensors(source)[0]].dtype, torch.float32)
+
+    def kept_as(self, source: Source) -> str | None:
+        """The codec that a source keeps by its encoding unless told otherwise."""
+        return self._encoding(source).kept_as
+
+    def load(self, source: Source) -> Stored:
+        """The rows that a source takes, which must have passed `check`. Raises InputError where they can't be read."""
+        return _rows(self._whole(source), source)
+
+    def _whole(self, source: Source) -> Stored:
+        key = source.name, source.index, source.columns
+        if self._last is None or self._last[0] != key:
+            try:
+                self._last = key, self._encoding(source).read(self._read, source)
+            except InputError as error:
+                raise InputError(f"{source.name}: {error}", where=self.folder) from error
+        return self._last[1]
+
+    def _encoding(self, source: Source) -> Encoding:
+        held = (found for found in self._encodings if found.names(source.name, self.headers))
+        return next(held, self._encodings[-1])
+
+    def _header(self, name: str) -> Header:
+        found = self._tensor(name, lambda shard: shard.get_slice(name))
+        return Header(found.get_dtype(), tuple(found.get_shape()))
+
+    def _read(self, name: str, index: int | None) -> torch.Tensor:
+        def read(shard: Any) -> torch.Tensor:
+            found: torch.Tensor = shard.get_tensor(name) if index is None else shard.get_slice(name)[index]
+            return found
+
+        return self._tensor(name, read)
 
     def hashes(self, progress: Callable[[int], None]) -> list[FileHash]:
         """The size and hash of every shard; `progress` is called with bytes as they are read."""
@@ -98,7 +144,7 @@ class Checkpoint:
                 progress(len(chunk))
         return FileHash(name, path.stat().st_size, digest.hexdigest())
 
-    def _tensor(self, name: str, read: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    def _tensor(self, name: str, read: Callable[[Any], T]) -> T:
         try:
             return read(self._shard(self.shard_of[name]))
         except SafetensorError as error:
@@ -146,3 +192,20 @@ class Checkpoint:
 
 def _plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
+
+
+def _rows(stored: Stored, source: Source) -> Stored:
+    if isinstance(stored, Coded):
+        if source.turned:
+            return _rows(stored.values(), source)
+        return Coded(stored.codec, _pick(stored.codes, source), _pick(stored.scales, source))
+    picked = _pick(stored, source)
+    return picked.T if source.turned else picked
+
+
+def _pick(rows: torch.Tensor, source: Source) -> torch.Tensor:
+    if source.runs == 1 and source.first == 0 and source.last is None:
+        return rows
+    if len(rows) % source.runs:
+        raise InputError(f"{source.name} has {len(rows)} rows", expected=f"{source.runs} equal runs")
+    return rows.reshape(source.runs, -1, *rows.shape[1:])[:, source.first : source.last].flatten(0, 1)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import torch
 
 from krasis import __version__, models
-from krasis.convert.assign import plan_group
+from krasis.convert import encodings
+from krasis.convert.assign import choose, plan_group
 from krasis.convert.checkpoint import Checkpoint
-from krasis.convert.encode import encode_plain, lay_out, quantize
+from krasis.convert.encode import Arrays, encode_plain, lay_out, quantize
 from krasis.errors import InputError
-from krasis.models.family import Family, Group, ModelSpec, Weight
+from krasis.models.family import Family, ModelSpec
+from krasis.models.weight import Group, Weight
 from krasis.pack.manifest import FileHash, Manifest, Settings
 from krasis.pack.summary import matrices
 from krasis.pack.writer import FileWriter, PackWriter, SegmentPlan
@@ -44,18 +45,17 @@ class PlannedFile:
 class Conversion:
     """A checkpoint's way into a pack, planned: every tensor accounted for, every size known, nothing read yet."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, expert_codec: str | None = None) -> None:
         self.checkpoint = Checkpoint(folder)
         self.settings = settings
+        self.expert_codec = expert_codec
         model_type = self.checkpoint.config.get("model_type")
         family = models.get(str(model_type))
-        self.spec = _with_eos(family.parse_config(self.checkpoint.config), self.checkpoint.eos_token_ids())
-        grouped = list(family.groups(self.spec))
-        self._account(family, [group for _, groups in grouped for group in groups])
-        self.files = [
-            PlannedFile(name, groups, [plan_group(group, settings, self.checkpoint.dtype) for group in groups])
-            for name, groups in grouped
-        ]
+        config = {key: value for key, value in self.checkpoint.config.items() if key != encodings.KEY}
+        self.spec = _with_eos(family.parse_config(config), self.checkpoint.eos_token_ids())
+        files = list(family.files(self.spec))
+        self._account(family, [group for _, groups in files for group in groups])
+        self.files = [PlannedFile(name, groups, [self._plan(group) for group in groups]) for name, groups in files]
 
     @property
     def bytes(self) -> int:
@@ -90,6 +90,11 @@ class Conversion:
                 extras=[writer.extra(name, content) for name, content in tokenizer.items()],
             )
 
+    def _plan(self, group: Group) -> list[SegmentPlan]:
+        kept_as = self.checkpoint.kept_as(group.records[0][0].sources[0])
+        choice = choose(group, self.settings, self.expert_codec, kept_as)
+        return plan_group(group, choice, self.settings.layouts, self.checkpoint.dtype)
+
     def _convert(self, file: PlannedFile, writer: PackWriter, advance: Callable[[int], None]) -> None:
         if file.name in writer.finished:
             advance(file.bytes)
@@ -101,37 +106,49 @@ class Conversion:
                     advance(sum(plan.bytes // plan.count for plan in plans))
 
     def _put_record(self, out: FileWriter, plans: list[SegmentPlan], index: int, weights: tuple[Weight, ...]) -> None:
-        arrays: list[dict[tuple[str, str], torch.Tensor]] = [{} for _ in plans]
+        arrays: list[Arrays] = [{} for _ in plans]
         for spec, weight in zip(plans[0].tensors, weights, strict=True):
-            sources = (self.checkpoint.load(source, weight.shape) for source in weight.sources)
-            if not spec.quantized:
-                arrays[0] |= encode_plain(spec, sources)
-                continue
+            sources = [self.checkpoint.load(source) for source in weight.sources]
             try:
-                quantized, error = quantize(spec, sources)
+                if spec.quantized:
+                    quantized, error = quantize(spec, sources)
+                    out.put_error(plans[0].name, spec.name, error)
+                    parts = [lay_out(spec, quantized, plan.layout) for plan in plans]
+                else:
+                    parts = [encode_plain(spec, sources)] * len(plans)
             except InputError as cause:
-                raise InputError(f"{weight.sources[0]}: {cause}", where=self.checkpoint.folder) from cause
-            out.put_error(plans[0].name, spec.name, error)
-            for plan, found in zip(plans, arrays, strict=True):
-                found |= lay_out(spec, quantized, plan.layout)
+                names = " or ".join(dict.fromkeys(source.name for source in weight.sources))
+                raise InputError(f"{names}: {cause}", where=self.checkpoint.folder) from cause
+            for found, part in zip(arrays, parts, strict=True):
+                found |= part
         for plan, found in zip(plans, arrays, strict=True):
             out.put(plan.name, plan.layout, index, found)
 
     def _account(self, family: Family, groups: list[Group]) -> None:
-        """Every tensor is used or rightly ignored, and none is missing."""
-        used = {
-            source for group in groups for record in group.records for weight in record for source in weight.sources
-        }
-        if missing := sorted(used - self.checkpoint.names):
-            what = f"{missing[0]} is missing" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            raise InputError(what, where=self.checkpoint.folder, hint="download the model again")
-        left = sorted(name for name in self.checkpoint.names - used if not family.ignored(name, self.spec))
-        if left:
-            what = f"unexpected tensor {left[0]}" + (f" and {len(left) - 1} more" if len(left) > 1 else "")
-            raise InputError(what, where=self.checkpoint.folder, expected="only tensors the family is known to use")
+        """Every tensor is used whole or rightly ignored, none is missing, and all have the shapes they should."""
+        have = self.checkpoint.headers
+        weights = [weight for group in groups for record in group.records for weight in record]
+        used: dict[str, int] = {}
+        for source in (source for weight in weights for source in weight.sources):
+            for name in self.checkpoint.tensors(source):
+                used[name] = max(used.get(name, 0), 0 if source.index is None else source.index + 1)
+        self._refuse("is missing", used.keys() - have.keys(), hint="download the model again")
+        for name, count in used.items():
+            if count and have[name].shape[:1] != (count,):
+                raise InputError(f"{name} is {have[name]}", where=self.checkpoint.folder, expected=f"{count} experts")
+        for weight in weights:
+            for source in weight.sources:
+                self.checkpoint.check(source, weight.shape)
+        left = {name for name in have.keys() - used.keys() if not family.ignored(name, self.spec)}
+        self._refuse("is unexpected", left, expected="only tensors the family and config.json are known to use")
+
+    def _refuse(self, what: str, names: set[str], **advice: str) -> None:
+        if names:
+            others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise InputError(f"{min(names)} {what}{others}", where=self.checkpoint.folder, **advice)
 
     def _key(self, source: list[FileHash]) -> str:
-        job: list[Any] = [__version__, self.settings, msgspec.to_builtins(self.spec), source]
+        job: list[Any] = [__version__, self.settings, self.expert_codec, msgspec.to_builtins(self.spec), source]
         return hashlib.sha256(msgspec.json.encode(job)).hexdigest()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from krasis.errors import InputError
+from krasis.models.blocks.rope import RopeSpec, Yarn, mscale
 
 T = TypeVar("T", int, float, bool, str)
 _INT_END = 1 << 31
@@ -67,18 +68,81 @@ class Config:
             expected = " or ".join(map(repr, supported)) or "no such key"
             raise InputError(f"{name} is {value!r}", where="config.json", expected=expected)
 
-    def rope_theta(self) -> float:
-        """The base of plain rotary embedding, from the old top-level keys or the newer `rope_parameters`."""
+    def demand(self, name: str, value: object) -> None:
+        """Refuse any other value, and a missing one."""
+        self.require(name, value)
+        self.hold(self._tree.get(name) is not None, name, repr(value))
+
+    def object(self, name: str) -> "Config":
+        """The object under `name`, to be read and finished by itself."""
+        self._seen.add(name)
+        value = self._tree.get(name)
+        if not isinstance(value, dict):
+            raise InputError(f"{name} is {value!r}", where="config.json", expected="an object")
+        return Config(value)
+
+    def strings(self, name: str, *supported: str) -> tuple[str, ...]:
+        """A list of `supported` words, empty where missing."""
+        self._seen.add(name)
+        value = self._tree.get(name)
+        items = [] if value is None else value
+        if not isinstance(items, list) or not all(item in supported for item in items):
+            raise InputError(f"{name} is {value!r}", where="config.json", expected=f"a list of {', '.join(supported)}")
+        return tuple(items)
+
+    def common(self) -> dict[str, Any]:
+        """The fields of `ModelSpec`."""
+        return {
+            "hidden_size": self.take(int, "hidden_size"),
+            "num_layers": self.take(int, "num_hidden_layers"),
+            "vocab_size": self.take(int, "vocab_size"),
+            "max_positions": self.take(int, "max_position_embeddings"),
+            "norm_eps": self.take(float, "rms_norm_eps"),
+            "eos_token_ids": self.ints("eos_token_id"),
+            "tied_embeddings": self.take(bool, "tie_word_embeddings", default=False),
+        }
+
+    def heads(self) -> tuple[int, int, int]:
+        """(query heads, key and value heads, dimensions of one) of grouped-query attention."""
+        heads = self.take(int, "num_attention_heads")
+        kv_heads = self.take(int, "num_key_value_heads", default=heads)
+        head_dim = self.take(int, "head_dim", default=self.take(int, "hidden_size") // heads)
+        self.hold(heads % kv_heads == 0, "num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
+        self.hold(head_dim % 2 == 0, "head_dim", "even, for rotary embedding")
+        return heads, kv_heads, head_dim
+
+    def dense_layers(self, layers: int) -> tuple[int, ...]:
+        """The layers of a Qwen model that have one MLP and no experts."""
+        listed = self.ints("mlp_only_layers")
+        step = self.take(int, "decoder_sparse_step", default=1)
+        return tuple(i for i in range(layers) if i in listed or (i + 1) % step)
+
+    def rope(self, partial: float | None = None) -> RopeSpec:
+        """Rotary embedding, from the old top-level keys or the newer `rope_parameters`.
+
+        `partial` is the share of dimensions that turn unless told; None where a family always turns all.
+        """
         self._seen.update(("rope_theta", "rope_scaling", "rope_parameters"))
         nested = self._tree.get("rope_parameters") or self._tree.get("rope_scaling") or {}
         if not isinstance(nested, dict):
             raise InputError(f"rope_parameters is {nested!r}", where="config.json", expected="an object")
-        rope = Config({"rope_theta": self._tree.get("rope_theta"), **nested})
-        rope.require("rope_type", "default")
-        rope.require("type", "default")
+        outer = {"rope_theta": self._tree.get("rope_theta")}
+        if partial is not None:
+            self._seen.add("partial_rotary_factor")
+            outer["partial_rotary_factor"] = self._tree.get("partial_rotary_factor")
+        rope = Config(outer | nested)
         theta = rope.take(float, "rope_theta")
+        share = 1.0 if partial is None else rope.take(float, "partial_rotary_factor", default=partial)
+        rope.hold(share <= 1, "partial_rotary_factor", "at most 1")
+        yarn = _yarn(rope) if "yarn" in (nested.get("rope_type"), nested.get("type")) else None
+        rope.require("rope_type", "yarn" if yarn else "default")
+        rope.require("type", "yarn" if yarn else "default")
         rope.finish()
-        return theta
+        return RopeSpec(theta=theta, partial=share, yarn=yarn)
+
+    def skip(self, name: str) -> None:
+        """Take note of a key that changes nothing in this family, whatever its value."""
+        self._seen.add(name)
 
     def finish(self) -> None:
         """Refuse keys that nothing asked for, unless they are empty or known to change nothing."""
@@ -97,3 +161,19 @@ def _out_of_range(value: object, least: int) -> str:
     if type(value) is float and not 0 < value < math.inf:
         return "above 0 and finite"
     return ""
+
+
+def _yarn(rope: Config) -> Yarn:
+    factor = rope.take(float, "factor")
+    # DeepSeek gives two weights: their quotient sharpens the angles, the second MLA's softmax, twice.
+    weight, all_dim = (rope.take(float, name, default=0.0) for name in ("mscale", "mscale_all_dim"))
+    both = mscale(factor, weight) / mscale(factor, all_dim) if weight and all_dim else mscale(factor)
+    return Yarn(
+        factor=factor,
+        original_positions=rope.take(int, "original_max_position_embeddings"),
+        beta_fast=rope.take(float, "beta_fast", default=32.0),
+        beta_slow=rope.take(float, "beta_slow", default=1.0),
+        truncate=rope.take(bool, "truncate", default=True),
+        attention_factor=rope.take(float, "attention_factor", default=both),
+        softmax_factor=mscale(factor, all_dim) ** 2 if all_dim else 1.0,
+    )

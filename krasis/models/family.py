@@ -1,12 +1,14 @@
 """What a family provides (spec, checkpoint rules, forward) and what a backend provides to it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta
 from torch import Tensor
+
+from krasis.models.state import LayerState, State
+from krasis.models.weight import File
 
 Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -22,34 +24,7 @@ class ModelSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     max_positions: Count
     norm_eps: Positive
     eos_token_ids: tuple[TokenId, ...]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of the pack and the checkpoint tensors it is made of, stacked along rows (gate over up, say).
-
-    `shape` is that of each source. `feeds` names the matrix of the same record that consumes the rows: they are padded
-    to its padded input.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    feeds: str = ""
-
-    @property
-    def stacked(self) -> tuple[int, ...]:
-        """The shape of the whole."""
-        return (self.shape[0] * len(self.sources), *self.shape[1:])
-
-
-@dataclass(frozen=True)
-class Group:
-    """A segment of the pack: records of the same weights. `keep` is stored as it is, `dense` and `expert` quantized."""
-
-    name: str
-    kind: Literal["keep", "dense", "expert"]
-    records: tuple[tuple[Weight, ...], ...]
+    tied_embeddings: bool
 
 
 Linear = Callable[[Tensor], Tensor]
@@ -62,6 +37,16 @@ Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [tokens, H], expert ids int64 [tokens, top_k], weights float32 [tokens, top_k]) -> weighted sum [tokens, H]."""
 
 
+class Heads(Protocol):
+    """A matrix a head, all of one shape [N, K]."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [tokens, heads, K] -> [tokens, heads, N], each head by its own matrix."""
+
+    def dense(self, heads: slice) -> Tensor:
+        """float32 [heads, N, K] of some heads, made anew at every call."""
+
+
 class Weights(Protocol):
     """A backend's view of the pack."""
 
@@ -71,17 +56,11 @@ class Weights(Protocol):
     def linear(self, segment: str, name: str) -> Linear:
         """The product with a matrix of any codec."""
 
+    def heads(self, segment: str, name: str) -> Heads:
+        """The matrices called `name` of a segment that has one record a head."""
+
     def experts(self, segment: str, activation: Activation) -> Experts:
-        """The routed experts of a layer: w13 (gate over up) and w2 of each record."""
-
-
-class State(Protocol):
-    """What a sequence remembers between forwards."""
-
-    position: int
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Append k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over all so far."""
+        """The routed experts of a layer: w13 (gate over up) and w2 of each record, with biases b13 and b2 if it has."""
 
 
 class Model(Protocol):
@@ -102,14 +81,14 @@ class Family(Protocol):
     def parse_config(self, config: Mapping[str, Any]) -> ModelSpec:
         """The spec of a hub config.json. Raises InputError for what is missing, unknown or unsupported."""
 
-    def groups(self, spec: Any) -> Iterator[tuple[str, list[Group]]]:
-        """(file name, segments in it) for every file of weights."""
+    def files(self, spec: Any) -> Iterator[File]:
+        """Every file of weights and the groups in it."""
 
     def ignored(self, name: str, spec: Any) -> bool:
         """Whether a checkpoint tensor is rightly left out."""
 
-    def kv_shapes(self, spec: Any) -> list[tuple[int, int]]:
-        """(kv heads, head dim) that each layer caches a token."""
+    def states(self, spec: Any) -> list[LayerState]:
+        """What each layer remembers of a sequence."""
 
     def moe_layers(self, spec: Any) -> dict[int, int]:
         """Layer -> number of routed experts, for layers that have any."""

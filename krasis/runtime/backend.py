@@ -1,6 +1,6 @@
 """What a backend provides: products with packed matrices, and attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,8 +11,8 @@ from krasis.pack.record import TensorSpec
 
 KvDtype = Literal["f32", "bf16", "fp8"]
 
-Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Causal attention of the last tokens over all: q [tokens, heads, dim], k and v [length, kv heads, dim], scale."""
+Attention = Callable[[Tensor, Tensor, Tensor, float, int, Tensor | None], Tensor]
+"""(q, k, v, scale, window, sinks) -> causal attention of the last tokens over all; see `krasis.runtime.attention`."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,16 @@ class Backend(Protocol):
     def linear(self, matrix: PackedMatrix) -> Linear:
         """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        """Products with several matrices at once, one x for each, as `linear` gives them."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
 
 
 def strip_parts(y: Tensor, spec: TensorSpec) -> Tensor:
-    """Drop the padding at the end of each part: [tokens, padded N] -> [tokens, N]."""
+    """Drop the padding at the end of each part: [..., padded N] -> [..., N]."""
     if spec.shape[0] == y.shape[-1]:
         return y
     rows = spec.shape[0] // spec.parts
-    return y.view(len(y), spec.parts, -1)[..., :rows].flatten(-2)
+    return y.view(*y.shape[:-1], spec.parts, -1)[..., :rows].flatten(-2)

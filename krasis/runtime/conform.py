@@ -1,14 +1,15 @@
 """A pack must hold what its model spec asks for: the forward and the kernels take shapes on trust."""
 
 from krasis.errors import InputError
-from krasis.models.family import Family, Group, ModelSpec
+from krasis.models.family import Family, ModelSpec
+from krasis.models.weight import Group
 from krasis.pack.manifest import Segment
 from krasis.pack.reader import Pack
 
 
 def check_pack(pack: Pack, family: Family, spec: ModelSpec) -> None:
     """Raises InputError for a segment that is missing, or holds other tensors or another number of records."""
-    for _, groups in family.groups(spec):
+    for _, groups in family.files(spec):
         for group in groups:
             layouts = pack.layouts_of.get(group.name, ())
             if not layouts:

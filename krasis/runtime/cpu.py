@@ -1,5 +1,6 @@
 """The CPU backend: native kernels read the pack's bytes where they lie."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -8,7 +9,8 @@ from torch.nn import functional
 
 from krasis.models.family import Linear
 from krasis.native.cpu import Matrix, Pool
-from krasis.runtime.attention import fused_attention
+from krasis.pack.record import TensorSpec
+from krasis.runtime.attention import fast_attention
 from krasis.runtime.backend import KvDtype, PackedMatrix, strip_parts
 
 
@@ -22,14 +24,34 @@ class CpuBackend:
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         spec = matrix.spec
-        if matrix.values is not None and matrix.values.dtype == torch.float32:
+        if matrix.values is not None and _is_float32(matrix):
             return partial(functional.linear, weight=matrix.values)
-        native = _native(matrix)
-        columns = spec.shape[0] if spec.parts == 1 else spec.padded_shape[0]
+        native, columns = _native(matrix), _columns(spec)
         return lambda x: strip_parts(self.pool.matmul(native, x, columns), spec)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return fused_attention(q, k, v, scale)
+    def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        if any(map(_is_float32, matrices)):
+            linears = [self.linear(matrix) for matrix in matrices]
+            return lambda xs: [linear(x) for linear, x in zip(linears, xs, strict=True)]
+        specs = [matrix.spec for matrix in matrices]
+        natives = [(_native(matrix), _columns(matrix.spec)) for matrix in matrices]
+
+        def run(xs: Sequence[Tensor]) -> list[Tensor]:
+            jobs = [(native, x, columns) for (native, columns), x in zip(natives, xs, strict=True)]
+            return [strip_parts(y, spec) for y, spec in zip(self.pool.matmul_batch(jobs), specs, strict=True)]
+
+        return run
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+        return fast_attention(q, k, v, scale, window, sinks)
+
+
+def _is_float32(matrix: PackedMatrix) -> bool:
+    return matrix.values is not None and matrix.values.dtype == torch.float32
+
+
+def _columns(spec: TensorSpec) -> int:
+    return spec.shape[0] if spec.parts == 1 else spec.padded_shape[0]
 
 
 def _native(matrix: PackedMatrix) -> Matrix:

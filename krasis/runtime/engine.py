@@ -13,8 +13,8 @@ from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
 from krasis.runtime.conform import check_pack
-from krasis.runtime.kv_cache import KvCache
 from krasis.runtime.machine import available_ram
+from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
@@ -49,26 +49,30 @@ class Engine:
         self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, (layout,) if layout else backend.layouts)
         self.notes = planning.check(self.plan, available_ram())
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
-        self._model = self._family.build(self.spec, PackWeights(pack, backend, layout=layout, tracer=self.tracer))
+        self.model = self._family.build(self.spec, PackWeights(pack, backend, layout=layout, tracer=self.tracer))
 
-    def new_state(self) -> KvCache:
+    def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
-        shapes = self._family.kv_shapes(self.spec)
-        return KvCache(shapes, self.plan.context, self._kv, self.backend.attention)
+        layers = self._family.states(self.spec)
+        return SequenceState(layers, self.plan.context, planning.PREFILL_CHUNK, self._kv, self.backend.attention)
 
     @torch.inference_mode()
-    def last_logits(self, ids: list[int], state: KvCache) -> Tensor:
+    def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
         """Append ids to the sequence; float32 [vocabulary] logits after the last."""
-        for start in range(0, len(ids), planning.PREFILL_CHUNK):
-            hidden = self.all_hidden(ids[start : start + planning.PREFILL_CHUNK], state)
+        for chunk in _chunks(ids):
+            hidden = self.model.forward(chunk, state)
         return self.logits(hidden[-1:])[0]
 
     @torch.inference_mode()
-    def all_hidden(self, ids: list[int], state: KvCache) -> Tensor:
+    def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
         """Append ids to the sequence; float32 [len(ids), H] hidden states before the final norm."""
-        return self._model.forward(torch.tensor(ids), state)
+        return torch.cat([self.model.forward(chunk, state) for chunk in _chunks(ids)])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [tokens, H] -> float32 [tokens, vocabulary]."""
-        return self._model.logits(hidden)
+        return self.model.logits(hidden)
+
+
+def _chunks(ids: list[int]) -> tuple[Tensor, ...]:
+    return torch.split(torch.tensor(ids), planning.PREFILL_CHUNK)

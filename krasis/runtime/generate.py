@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from krasis.runtime.engine import Engine
-from krasis.runtime.kv_cache import KvCache
 from krasis.runtime.sampler import Sampler
+from krasis.runtime.state import SequenceState
 from krasis.runtime.stop import StopText
 from krasis.runtime.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ def generate(
     engine: Engine,
     tokenizer: Tokenizer,
     prompt: list[int],
-    state: KvCache,
+    state: SequenceState,
     sampler: Sampler,
     *,
     max_tokens: int,

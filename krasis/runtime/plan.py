@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from krasis import models
 from krasis.errors import FitError, InputError
 from krasis.models.family import ModelSpec
+from krasis.models.state import Cache, LayerState
 from krasis.pack.manifest import Manifest
 from krasis.runtime.backend import KvDtype
-from krasis.runtime.kv_cache import kv_bytes
+from krasis.runtime.state import state_bytes
 
 PREFILL_CHUNK = 1024
 
@@ -44,13 +45,21 @@ def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts
     if context > spec.max_positions:
         what, expected = f"a context of {context} tokens", f"at most the model's {spec.max_positions}"
         raise InputError(what, where="--context", expected=expected)
-    shapes = models.get(_family(spec)).kv_shapes(spec)
+    layers = models.get(_family(spec)).states(spec)
+    width = _block_width(manifest)
+
+    def kept(tokens: int) -> int:
+        return state_bytes(layers, tokens, PREFILL_CHUNK, kv)
+
+    def workspace(tokens: int) -> int:
+        return _workspace(spec, layers, width, tokens)
+
     return Plan(
         context=context,
         weights=_read_bytes(manifest, layouts),
-        kv=kv_bytes(shapes, context, kv),
-        workspace=_workspace(spec, context),
-        needs=lambda tokens: kv_bytes(shapes, tokens, kv) + _workspace(spec, tokens),
+        kv=kept(context),
+        workspace=workspace(context),
+        needs=lambda tokens: kept(tokens) + workspace(tokens),
     )
 
 
@@ -76,11 +85,22 @@ def _read_bytes(manifest: Manifest, layouts: tuple[str, ...]) -> int:
     return sum(size for _, size in chosen.values())
 
 
-def _workspace(spec: ModelSpec, context: int) -> int:
-    # An upper bound on what one block holds at once: a few float32 rows a token, and attention over the context.
+def _block_width(manifest: Manifest) -> int:
+    """The widest sum of a layer's dense outputs: about what a block makes of one token."""
+    return max(
+        sum(tensor.shape[0] for tensor in segment.tensors)
+        for _, segment in manifest.segments()
+        if segment.name.endswith(".dense")
+    )
+
+
+def _workspace(spec: ModelSpec, layers: list[LayerState], width: int, context: int) -> int:
+    # An upper bound on what one block holds at once: a few float32 rows a token, and attention over the context, whose
+    # keys and values are widened to float32, once more where sinks or padding join them.
     chunk = min(context, PREFILL_CHUNK)
-    widest = max(kv_heads * dim for kv_heads, dim in models.get(_family(spec)).kv_shapes(spec))
-    return 4 * (chunk * (16 * spec.hidden_size + context) + 2 * context * widest + spec.vocab_size)
+    caches = [layer for layer in layers if isinstance(layer, Cache)]
+    widest = max((max(layer.expanded, sum(heads * dim for heads, dim in layer.rows)) for layer in caches), default=0)
+    return 4 * (chunk * (16 * spec.hidden_size + 3 * width + context) + 2 * context * widest + spec.vocab_size)
 
 
 def _family(spec: ModelSpec) -> str:

@@ -1,5 +1,7 @@
 """The reference backend: dequantize, multiply in float32. Slow and obvious; it judges the others."""
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
 from krasis import layout as layouts
@@ -22,8 +24,12 @@ class ReferenceBackend:
         # Dequantized at every call, so that memory stays bounded whatever the model's size.
         return lambda x: x @ dequantize(matrix).T
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return reference_attention(q, k, v, scale)
+    def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        linears = [self.linear(matrix) for matrix in matrices]
+        return lambda xs: [linear(x) for linear, x in zip(linears, xs, strict=True)]
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+        return reference_attention(q, k, v, scale, window, sinks)
 
 
 def dequantize(matrix: PackedMatrix) -> Tensor:

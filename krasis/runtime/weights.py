@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.pack.reader import Pack
-from krasis.runtime.backend import Backend, PackedMatrix
+from krasis.runtime.backend import Backend, PackedMatrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
+from krasis.runtime.heads import PackedHeads
 from krasis.runtime.tracer import Tracer
 
 PLAIN = "plain"
@@ -27,10 +28,19 @@ class PackWeights:
     def linear(self, segment: str, name: str) -> Linear:
         return self._backend.linear(self._matrices(segment, 0)[name])
 
+    def heads(self, segment: str, name: str) -> Heads:
+        count = self._pack.segment(segment, self._layout(segment)).count
+        matrices = [self._matrices(segment, head)[name] for head in range(count)]
+        return PackedHeads(matrices, self._backend.products(matrices))
+
     def experts(self, segment: str, activation: Activation) -> Experts:
         def load(expert: int) -> tuple[Linear, Linear]:
             found = self._matrices(segment, expert)
-            return self._backend.linear(found["w13"]), self._backend.linear(found["w2"])
+            w13, w2 = (
+                _biased(self._backend.linear(found[matrix]), found.get(bias))
+                for matrix, bias in (("w13", "b13"), ("w2", "b2"))
+            )
+            return w13, w2
 
         experts = RoutedExperts(load, activation)
         return experts if self._tracer is None else _traced(experts, int(segment.split(".")[1]), self._tracer)
@@ -58,6 +68,14 @@ class PackWeights:
             expected=expected,
             hint=hint,
         )
+
+
+def _biased(linear: Linear, bias: PackedMatrix | None) -> Linear:
+    if bias is None:
+        return linear
+    assert bias.values is not None
+    added = strip_parts(bias.values, bias.spec).float()
+    return lambda x: linear(x) + added
 
 
 def _traced(experts: Experts, layer: int, tracer: Tracer) -> Experts:

@@ -36,9 +36,9 @@ CONFIG = {
 def save_random(folder):
     """A small checkpoint of random weights, and the tokenizer files a pack carries along."""
     torch.manual_seed(0)
-    groups = [group for _, groups in qwen3_moe.groups(qwen3_moe.parse_config(CONFIG)) for group in groups]
+    groups = [group for _, groups in qwen3_moe.files(qwen3_moe.parse_config(CONFIG)) for group in groups]
     weights = [weight for group in groups for record in group.records for weight in record]
-    tensors = {source: torch.randn(weight.shape).bfloat16() for weight in weights for source in weight.sources}
+    tensors = {source.name: torch.randn(weight.shape).bfloat16() for weight in weights for source in weight.sources}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from krasis.errors import InputError
+from krasis.models.blocks.rope import RopeSpec, Yarn
 from krasis.models.qwen3_moe import parse_config
 
 # Qwen3-235B-A22B, as the hub has it.
@@ -47,7 +48,7 @@ def test_the_large_model_is_read_as_it_is():
     assert (spec.hidden_size, spec.num_layers, spec.vocab_size, spec.max_positions) == (4096, 94, 151936, 40960)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (64, 4, 128)
     assert (spec.num_experts, spec.experts_per_token, spec.expert_size) == (128, 8, 1536)
-    assert (spec.rope_theta, spec.norm_eps, spec.norm_topk_prob) == (1e6, 1e-6, True)
+    assert (spec.rope, spec.norm_eps, spec.norm_topk_prob) == (RopeSpec(theta=1e6), 1e-6, True)
     assert (spec.dense_layers, spec.tied_embeddings, spec.eos_token_ids) == ((), False, (151645,))
 
 
@@ -66,7 +67,7 @@ def test_whole_numbers_will_do_for_fractions():
 
 def test_the_bundled_config_is_read(demo):
     spec = parse_config(json.loads((demo / "config.json").read_text()))
-    assert (spec.num_experts, spec.rope_theta, spec.intermediate_size) == (16, 10000.0, 512)
+    assert (spec.num_experts, spec.rope.theta, spec.intermediate_size) == (16, 10000.0, 512)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +159,34 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 @pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": YARN},
+        {"rope_scaling": {"type" if key == "rope_type" else key: value for key, value in YARN.items()}},
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6} | YARN},
+    ],
+    ids=["old", "older", "new"],
+)
+def test_yarn_is_read_in_every_style(rope):
+    yarn = Yarn(factor=4.0, original_positions=32768, attention_factor=0.1 * math.log(4) + 1)
+    assert parse_config(LARGE | rope).rope == RopeSpec(theta=1e6, yarn=yarn)
+
+
+@pytest.mark.parametrize(
     ("rope", "named"),
     [
-        ({"rope_scaling": YARN}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings is missing"),
+        ({"rope_scaling": YARN | {"type": "linear"}}, "type is 'linear'"),
+        ({"rope_scaling": YARN | {"truncate": 0}}, "truncate is 0"),
+        ({"rope_scaling": YARN | {"short_factor": [1.0]}}, "unknown key 'short_factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type is 'linear'"),
-        ({"rope_parameters": {"rope_theta": 1e4} | YARN}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "unknown key 'factor'"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": [1e4]}, "rope_parameters is"),
     ],
     ids=str,
 )
-def test_scaled_rope_is_refused(rope, named):
+def test_rope_of_another_kind_is_refused(rope, named):
     with pytest.raises(InputError, match=named):
         parse_config(LARGE | rope)
 

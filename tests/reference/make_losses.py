@@ -1,4 +1,4 @@
-"""Loss of the bundled model by transformers in float32: python tests/reference/make_losses.py > losses.json"""
+"""Losses of the bundled models by transformers in float32: python tests/reference/make_losses.py > losses.json"""
 
 import json
 import platform
@@ -9,7 +9,6 @@ import transformers
 from torch.nn import functional
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "examples/models/qwen3_moe"
 TOKENS, WINDOW = 8192, 512
 
 
@@ -23,9 +22,12 @@ def summed_loss(model, ids):
     return total
 
 
-def main():
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(MODEL / "tokenizer.json"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+def losses(folder):
+    """File -> loss in nats a token, all tokens of all files together, and how many were scored."""
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    quantized = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    options = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if quantized else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     files = {}
     for path in sorted((ROOT / "examples/text").glob("dev-*.txt")):
         ids = torch.tensor(tokenizer.encode(path.read_text(encoding="utf-8"))[:TOKENS])
@@ -33,6 +35,10 @@ def main():
         files[path.name] = {"nll": summed_loss(model, ids) / scored, "tokens": scored}
     tokens = sum(entry["tokens"] for entry in files.values())
     total = sum(entry["nll"] * entry["tokens"] for entry in files.values())
+    return {"nll": total / tokens, "tokens": tokens, "files": files}
+
+
+def main():
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -41,13 +47,10 @@ def main():
     result = {
         "command": "python tests/reference/make_losses.py",
         "versions": versions,
-        "model": MODEL.relative_to(ROOT).as_posix(),
         "dtype": "float32",
         "window": WINDOW,
         "tokens_per_file": TOKENS,
-        "nll": total / tokens,
-        "tokens": tokens,
-        "files": files,
+        "models": {folder.name: losses(folder) for folder in sorted((ROOT / "examples/models").iterdir())},
     }
     print(json.dumps(result, indent=1))
 

@@ -46,7 +46,14 @@ def test_a_spec_the_weights_contradict(changes, respecified, open_engine):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_type": "llama"}, {"head_dim": 0}, {"norm_eps": -1.0}, {"rope_theta": "10000"}, {"more": 1}],
+    [
+        {"model_type": "llama"},
+        {"head_dim": 0},
+        {"norm_eps": -1.0},
+        {"rope": {"theta": "10000"}},
+        {"rope": {"theta": 1e4, "partial": 1.5}},
+        {"more": 1},
+    ],
     ids=str,
 )
 def test_a_spec_that_is_none(changes, respecified, open_engine):

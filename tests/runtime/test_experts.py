@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from krasis.models.blocks import swiglu
+from krasis.models.blocks.mlp import swiglu
 from krasis.pack.reader import Pack
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.experts import RoutedExperts

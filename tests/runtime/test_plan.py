@@ -73,8 +73,8 @@ def test_an_engine_that_does_not_fit_allocates_nothing(demo_pack, open_engine, m
         open_engine(demo_pack(), "reference", context=4096)
 
 
-def test_prefill_allocates_no_more_than_planned(demo_pack, open_engine):
-    engine = open_engine(demo_pack(), "cpu", context=3000)
+def test_prefill_allocates_no_more_than_planned(family, pack_of, open_engine):
+    engine = open_engine(pack_of(family), "cpu", context=3000)
     ids = torch.arange(3000).tolist()
     state = engine.new_state()
     engine.last_logits(ids[:1500], state)

@@ -1,0 +1,1 @@
+"""Blocks that families share, in plain torch, one idea a file. Activations are float32 [tokens, ...]."""

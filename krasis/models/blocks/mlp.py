@@ -1,0 +1,23 @@
+"""Gated MLPs and their activations."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from krasis.models.family import Linear, Weights
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020)."""
+    return functional.silu(gate) * up
+
+
+class GatedMlp:
+    """down(swiglu(gate(x), up(x))), gate and up being the two halves of one matrix; see `weight.gated`."""
+
+    def __init__(self, weights: Weights, segment: str, gate_up: str, down: str) -> None:
+        self._gate_up: Linear = weights.linear(segment, gate_up)
+        self._down: Linear = weights.linear(segment, down)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self._down(swiglu(gate, up))

@@ -1,0 +1,208 @@
+"""DeepSeek-V2: latent attention, dense first layers, shared experts, routing that may be limited to groups."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from krasis.models.blocks import latent_attention as mla
+from krasis.models.blocks.decoder import Decoder
+from krasis.models.blocks.mlp import GatedMlp, swiglu
+from krasis.models.blocks.norms import RmsNorm
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec
+from krasis.models.blocks.routing import normalized, within_best_groups
+from krasis.models.config import Config
+from krasis.models.family import Count, Linear, ModelSpec, Positive, Weights
+from krasis.models.state import LayerState, State
+from krasis.models.weight import File, Group, base_file, experts, gated, layer_file, left_out, tensor
+
+
+class Spec(ModelSpec, frozen=True, tag="deepseek_v2"):
+    """The first `first_moe_layer` layers have one MLP of `intermediate_size`; 0 `shared_size` is no shared expert.
+
+    Of `groups` runs of experts a token uses the `kept_groups` best, each judged by its `group_votes` best experts.
+    `corrected` routers choose by scores plus a bias and weigh by scores alone.
+    """
+
+    num_heads: Count
+    q_lora_rank: int
+    kv_lora_rank: Count
+    nope_dim: Count
+    rope_dim: Count
+    v_dim: Count
+    rope: RopeSpec
+    num_experts: Count
+    experts_per_token: Count
+    expert_size: Count
+    shared_size: int
+    first_moe_layer: int
+    intermediate_size: int
+    scores: Literal["softmax", "sigmoid"]
+    corrected: bool
+    groups: Count
+    kept_groups: Count
+    group_votes: Count
+    norm_topk_prob: bool
+    routed_scale: Positive
+
+
+def parse_config(tree: Mapping[str, Any]) -> Spec:
+    config = Config(tree)
+    config.require("scoring_func", "softmax")
+    config.require("topk_method", "greedy", "group_limited_greedy")
+    # DeepSeek's own code then drops routed_scaling_factor, transformers' does not normalize; no model asks for it.
+    config.require("norm_topk_prob", False)
+    limited = tree.get("topk_method") == "group_limited_greedy"
+    fields = read(config) | (read_groups(config) if limited else {"groups": 1, "kept_groups": 1})
+    spec = Spec(**fields, scores="softmax", corrected=False, group_votes=1)
+    check(config, spec)
+    return spec
+
+
+def read(config: Config) -> dict[str, Any]:
+    """The fields that DeepSeek-V2 and V3 configurations share."""
+    config.require("hidden_act", "silu")
+    config.require("attention_bias", False)
+    config.require("mlp_bias", False)
+    config.require("moe_layer_freq", 1)
+    config.require("rope_interleave", True)
+    for unused in ("num_key_value_heads", "head_dim", "qk_head_dim", "n_group", "topk_group", *TRAINING):
+        config.skip(unused)
+    common = config.common()
+    size = config.take(int, "moe_intermediate_size")
+    return {
+        **common,
+        "num_heads": config.take(int, "num_attention_heads"),
+        "q_lora_rank": config.take(int, "q_lora_rank", default=0),
+        "kv_lora_rank": config.take(int, "kv_lora_rank"),
+        "nope_dim": config.take(int, "qk_nope_head_dim"),
+        "rope_dim": config.take(int, "qk_rope_head_dim"),
+        "v_dim": config.take(int, "v_head_dim"),
+        "rope": config.rope(),
+        "num_experts": config.take(int, "n_routed_experts", "num_experts"),
+        "experts_per_token": config.take(int, "num_experts_per_tok"),
+        "expert_size": size,
+        "shared_size": size * config.take(int, "n_shared_experts", default=0, least=0),
+        "first_moe_layer": min(config.take(int, "first_k_dense_replace", default=0, least=0), common["num_layers"]),
+        "intermediate_size": config.take(int, "intermediate_size", default=0),
+        "norm_topk_prob": config.take(bool, "norm_topk_prob", default=False),
+        "routed_scale": config.take(float, "routed_scaling_factor", default=1.0),
+    }
+
+
+TRAINING = ("aux_loss_alpha", "ep_size", "num_nextn_predict_layers", "seq_aux")
+"""Keys of training and deployment. The layers of next-token prediction follow the last one and are left out."""
+
+
+def read_groups(config: Config) -> dict[str, Any]:
+    return {"groups": config.take(int, "n_group"), "kept_groups": config.take(int, "topk_group")}
+
+
+def check(config: Config, spec: Spec) -> None:
+    """Refuse fields that do not go together, and keys that were not used."""
+    config.hold(spec.rope_dim % 2 == 0, "qk_rope_head_dim", "even, for rotary embedding")
+    whole = spec.num_experts % spec.groups == 0
+    config.hold(whole, "n_group", f"a divisor of n_routed_experts, {spec.num_experts}")
+    config.hold(spec.kept_groups <= spec.groups, "topk_group", f"at most n_group, {spec.groups}")
+    reach = spec.kept_groups * spec.num_experts // spec.groups
+    config.hold(spec.experts_per_token <= reach, "num_experts_per_tok", f"at most {reach} experts")
+    votes = spec.kept_groups == spec.groups or spec.num_experts // spec.groups >= spec.group_votes
+    config.hold(votes, "n_group", f"groups of at least {spec.group_votes} experts")
+    dense = spec.intermediate_size > 0 or not spec.first_moe_layer
+    config.hold(dense, "intermediate_size", "the width of dense layers")
+    config.finish()
+
+
+def files(spec: Spec) -> Iterator[File]:
+    yield base_file(spec.hidden_size, spec.vocab_size, tied=spec.tied_embeddings)
+    for layer in range(spec.num_layers):
+        yield layer_file(layer, _layer(spec, layer))
+
+
+def _layer(spec: Spec, layer: int) -> list[Group]:
+    name, prefix, hidden = f"layers.{layer}", f"model.layers.{layer}.", spec.hidden_size
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    keep = [
+        tensor("input_norm", f"{prefix}input_layernorm.weight", hidden),
+        tensor("post_norm", f"{prefix}post_attention_layernorm.weight", hidden),
+        *mla.kept(spec, attention),
+    ]
+    dense = mla.dense(spec, attention)
+    routed = []
+    if layer < spec.first_moe_layer:
+        dense += gated(mlp, hidden, spec.intermediate_size, "gate_up", "down")
+    else:
+        keep.append(tensor("router", f"{mlp}gate.weight", spec.num_experts, hidden))
+        if spec.corrected:
+            keep.append(tensor("router_bias", f"{mlp}gate.e_score_correction_bias", spec.num_experts))
+        if spec.shared_size:
+            dense += gated(f"{mlp}shared_experts.", hidden, spec.shared_size, "shared_gate_up", "shared_down")
+        records = experts(f"{mlp}experts.", spec.num_experts, hidden, spec.expert_size)
+        routed = [Group(f"{name}.experts", "expert", records)]
+    return [
+        Group(name, "keep", (tuple(keep),)),
+        Group(f"{name}.dense", "dense", (tuple(dense),)),
+        mla.heads(spec, name, attention),
+        *routed,
+    ]
+
+
+def ignored(name: str, spec: Spec) -> bool:
+    return left_out(name, tied=spec.tied_embeddings, layers=spec.num_layers)
+
+
+def states(spec: Spec) -> list[LayerState]:
+    return [mla.cache(spec)] * spec.num_layers
+
+
+def moe_layers(spec: Spec) -> dict[int, int]:
+    return dict.fromkeys(range(spec.first_moe_layer, spec.num_layers), spec.num_experts)
+
+
+def build(spec: Spec, weights: Weights) -> Decoder:
+    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, blocks, Rope(spec.rope_dim, spec.rope), spec.norm_eps)
+
+
+class _Block:
+    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
+        name = f"layers.{layer}"
+        self._input_norm, self._post_norm = (
+            RmsNorm(weights.tensor(name, norm), spec.norm_eps) for norm in ("input_norm", "post_norm")
+        )
+        self._attention = mla.LatentAttention(spec, weights, layer)
+        self._mlp: Linear
+        if layer < spec.first_moe_layer:
+            self._mlp = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+        else:
+            self._mlp = _Moe(spec, weights, name)
+
+    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+        x = x + self._attention(self._input_norm(x), angles, state)
+        return x + self._mlp(self._post_norm(x))
+
+
+class _Moe:
+    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
+        self._spec = spec
+        self._router = weights.linear(name, "router")
+        self._bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
+        self._experts = weights.experts(f"{name}.experts", swiglu)
+        self._shared: Linear | None = None
+        if spec.shared_size:
+            self._shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        routed = self._experts(x, *route(self._router(x), self._bias, self._spec))
+        return routed if self._shared is None else routed + self._shared(x)
+
+
+def route(logits: Tensor, bias: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
+    """Router logits -> expert ids and weights (DeepSeek-V2, eq. 20 to 24; DeepSeek-V3, eq. 12 to 16)."""
+    scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
+    choice = scores if bias is None else scores + bias
+    choice = within_best_groups(choice, spec.groups, spec.kept_groups, spec.group_votes)
+    ids = choice.topk(spec.experts_per_token, dim=-1).indices
+    shares = torch.gather(scores, -1, ids)
+    return ids, (normalized(shares) if spec.norm_topk_prob else shares) * spec.routed_scale

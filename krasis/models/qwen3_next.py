@@ -1,0 +1,289 @@
+"""Qwen3-Next: gated DeltaNet in most layers and gated attention in some, softmax routing, a shared expert."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from krasis.models.blocks.causal_conv import causal_conv
+from krasis.models.blocks.decoder import Decoder
+from krasis.models.blocks.delta_rule import delta_rule
+from krasis.models.blocks.mlp import GatedMlp, swiglu
+from krasis.models.blocks.norms import RmsNorm
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
+from krasis.models.blocks.routing import softmax_top_k
+from krasis.models.config import Config
+from krasis.models.family import Count, Linear, ModelSpec, Weights
+from krasis.models.state import Cache, LayerState, Recurrent, State
+from krasis.models.weight import File, Group, Source, Weight, base_file, experts, gated, layer_file, left_out, tensor
+
+UNIT_EPS = 1e-6
+"""Keeps the length of DeltaNet's keys and queries from 0, whatever the eps of norms is."""
+
+
+class Spec(ModelSpec, frozen=True, tag="qwen3_next"):
+    """Layers in `attention_layers` have attention, the others DeltaNet, whose sizes begin with `linear`.
+
+    `intermediate_size` is the width of the layers in `dense_layers`, which have one MLP and no experts.
+    """
+
+    attention_layers: tuple[int, ...]
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    rope: RopeSpec
+    linear_key_heads: Count
+    linear_value_heads: Count
+    linear_key_dim: Count
+    linear_value_dim: Count
+    conv_width: Count
+    num_experts: Count
+    experts_per_token: Count
+    expert_size: Count
+    shared_size: Count
+    norm_topk_prob: bool
+    dense_layers: tuple[int, ...]
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        if self.linear_value_heads % self.linear_key_heads:
+            raise ValueError(f"{self.linear_value_heads} value heads can't share {self.linear_key_heads} key heads")
+
+    @property
+    def shared_heads(self) -> int:
+        """Value heads that share a key head in DeltaNet."""
+        return self.linear_value_heads // self.linear_key_heads
+
+    @property
+    def channels(self) -> int:
+        """What DeltaNet's convolution runs over: queries, keys and values."""
+        return 2 * self.linear_key_heads * self.linear_key_dim + self.linear_value_heads * self.linear_value_dim
+
+
+def parse_config(tree: Mapping[str, Any]) -> Spec:
+    config = Config(tree)
+    config.require("hidden_act", "silu")
+    config.require("attention_bias", False)
+    config.require("use_sliding_window", False)
+    for unused in ("sliding_window", "max_window_layers"):
+        config.skip(unused)
+    common = config.common()
+    # Where head_dim is missing, implementations differ in what it is.
+    config.take(int, "head_dim")
+    heads, kv_heads, head_dim = config.heads()
+    rope = config.rope(partial=0.25)
+    turning = int(head_dim * rope.partial)
+    config.hold(turning > 0 and turning % 2 == 0, "head_dim", f"even once {rope.partial} of it is taken")
+    key_heads, value_heads = (config.take(int, f"linear_num_{part}_heads") for part in ("key", "value"))
+    config.hold(value_heads % key_heads == 0, "linear_num_value_heads", f"a multiple of {key_heads} key heads")
+    spec = Spec(
+        **common,
+        attention_layers=_attention_layers(config, common["num_layers"]),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=rope,
+        linear_key_heads=key_heads,
+        linear_value_heads=value_heads,
+        linear_key_dim=config.take(int, "linear_key_head_dim"),
+        linear_value_dim=config.take(int, "linear_value_head_dim"),
+        conv_width=config.take(int, "linear_conv_kernel_dim"),
+        num_experts=config.take(int, "num_experts", "num_local_experts"),
+        experts_per_token=config.take(int, "num_experts_per_tok"),
+        expert_size=config.take(int, "moe_intermediate_size"),
+        shared_size=config.take(int, "shared_expert_intermediate_size"),
+        norm_topk_prob=config.take(bool, "norm_topk_prob"),
+        dense_layers=config.dense_layers(common["num_layers"]),
+        intermediate_size=config.take(int, "intermediate_size", default=0),
+    )
+    config.hold(
+        spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts"
+    )
+    config.hold(spec.intermediate_size > 0 or not spec.dense_layers, "intermediate_size", "the width of dense layers")
+    config.finish()
+    return spec
+
+
+def _attention_layers(config: Config, layers: int) -> tuple[int, ...]:
+    interval = config.take(int, "full_attention_interval", default=4)
+    full, linear = "full_attention", "linear_attention"
+    types = config.strings("layer_types", full, linear)
+    if not types:
+        return tuple(range(interval - 1, layers, interval))
+    config.hold(len(types) == layers, "layer_types", f"one for each of num_hidden_layers, {layers}")
+    return tuple(layer for layer, kind in enumerate(types) if kind == full)
+
+
+def files(spec: Spec) -> Iterator[File]:
+    yield base_file(spec.hidden_size, spec.vocab_size, tied=spec.tied_embeddings)
+    for layer in range(spec.num_layers):
+        yield layer_file(layer, _layer(spec, layer))
+
+
+def _layer(spec: Spec, layer: int) -> list[Group]:
+    name, prefix, hidden = f"layers.{layer}", f"model.layers.{layer}.", spec.hidden_size
+    mlp = f"{prefix}mlp."
+    mixer = _attention if layer in spec.attention_layers else _delta_net
+    keep, dense = mixer(spec, prefix)
+    keep += [
+        tensor("input_norm", f"{prefix}input_layernorm.weight", hidden),
+        tensor("post_norm", f"{prefix}post_attention_layernorm.weight", hidden),
+    ]
+    routed = []
+    if layer in spec.dense_layers:
+        dense += gated(mlp, hidden, spec.intermediate_size, "gate_up", "down")
+    else:
+        keep.append(tensor("router", f"{mlp}gate.weight", spec.num_experts, hidden))
+        keep.append(tensor("shared_gate", f"{mlp}shared_expert_gate.weight", 1, hidden))
+        dense += gated(f"{mlp}shared_expert.", hidden, spec.shared_size, "shared_gate_up", "shared_down")
+        records = experts(f"{mlp}experts.", spec.num_experts, hidden, spec.expert_size)
+        routed = [Group(f"{name}.experts", "expert", records)]
+    return [Group(name, "keep", (tuple(keep),)), Group(f"{name}.dense", "dense", (tuple(dense),)), *routed]
+
+
+def _attention(spec: Spec, prefix: str) -> tuple[list[Weight], list[Weight]]:
+    """What is kept and what is quantized. The checkpoint has a head's query over its gate, head after head."""
+    own, hidden, dim = f"{prefix}self_attn.", spec.hidden_size, spec.head_dim
+    queries, keys = spec.num_heads * dim, spec.num_kv_heads * dim
+    both = f"{own}q_proj.weight"
+    keep = [tensor("q_norm", f"{own}q_norm.weight", dim), tensor("k_norm", f"{own}k_norm.weight", dim)]
+    return keep, [
+        Weight("q", (Source(both, runs=spec.num_heads, last=dim),), (queries, hidden)),
+        Weight("gate", (Source(both, runs=spec.num_heads, first=dim),), (queries, hidden)),
+        tensor("k", f"{own}k_proj.weight", keys, hidden),
+        tensor("v", f"{own}v_proj.weight", keys, hidden),
+        tensor("o", f"{own}o_proj.weight", hidden, queries),
+    ]
+
+
+def _delta_net(spec: Spec, prefix: str) -> tuple[list[Weight], list[Weight]]:
+    """What is kept and what is quantized. The checkpoint has for every key head its rows of q, k, v and z, and b and a.
+
+    v and z have rows for all value heads that share the key head, b and a one for each.
+    """
+    own, hidden, runs, shared = f"{prefix}linear_attn.", spec.hidden_size, spec.linear_key_heads, spec.shared_heads
+    keys, values = runs * spec.linear_key_dim, spec.linear_value_heads * spec.linear_value_dim
+    beta = Source(f"{own}in_proj_ba.weight", runs=runs, last=shared)
+    decay = Source(f"{own}in_proj_ba.weight", runs=runs, first=shared)
+    keep = [
+        Weight("beta_decay", (beta, decay), (spec.linear_value_heads, hidden)),
+        tensor("a_log", f"{own}A_log", spec.linear_value_heads),
+        tensor("dt_bias", f"{own}dt_bias", spec.linear_value_heads),
+        tensor("conv", f"{own}conv1d.weight", spec.channels, 1, spec.conv_width),
+        tensor("out_norm", f"{own}norm.weight", spec.linear_value_dim),
+    ]
+    dense, first = [], 0
+    for key, rows in (("q", keys), ("k", keys), ("v", values), ("z", values)):
+        last = first + rows // runs
+        source = Source(f"{own}in_proj_qkvz.weight", runs=runs, first=first, last=last)
+        dense.append(Weight(key, (source,), (rows, hidden)))
+        first = last
+    return keep, [*dense, tensor("o", f"{own}out_proj.weight", hidden, values)]
+
+
+def ignored(name: str, spec: Spec) -> bool:
+    # The layers that predict further tokens have a prefix of their own.
+    return name.startswith("mtp.") or left_out(name, tied=spec.tied_embeddings, layers=spec.num_layers)
+
+
+def states(spec: Spec) -> list[LayerState]:
+    cache = Cache(((spec.num_kv_heads, spec.head_dim),) * 2)
+    memory = (spec.linear_value_heads, spec.linear_key_dim, spec.linear_value_dim)
+    recurrent = Recurrent(((spec.conv_width - 1, spec.channels), memory))
+    return [cache if layer in spec.attention_layers else recurrent for layer in range(spec.num_layers)]
+
+
+def moe_layers(spec: Spec) -> dict[int, int]:
+    return {layer: spec.num_experts for layer in range(spec.num_layers) if layer not in spec.dense_layers}
+
+
+def build(spec: Spec, weights: Weights) -> Decoder:
+    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, blocks, Rope(spec.head_dim, spec.rope), spec.norm_eps, offset=1)
+
+
+class _Block:
+    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
+        name = f"layers.{layer}"
+        self._input_norm, self._post_norm = (
+            RmsNorm(weights.tensor(name, norm), spec.norm_eps, offset=1) for norm in ("input_norm", "post_norm")
+        )
+        mixer = _Attention if layer in spec.attention_layers else _DeltaNet
+        self._mixer = mixer(spec, weights, layer)
+        self._mlp: Linear
+        if layer in spec.dense_layers:
+            self._mlp = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+        else:
+            self._mlp = _Moe(spec, weights, name)
+
+    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+        x = x + self._mixer(self._input_norm(x), angles, state)
+        return x + self._mlp(self._post_norm(x))
+
+
+class _Attention:
+    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
+        name = f"layers.{layer}"
+        self._layer, self._dim = layer, spec.head_dim
+        self._q, self._k, self._v, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvo")
+        self._gate = weights.linear(f"{name}.dense", "gate")
+        self._q_norm, self._k_norm = (
+            RmsNorm(weights.tensor(name, f"{key}_norm"), spec.norm_eps, offset=1) for key in "qk"
+        )
+
+    def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+        q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
+        q, k = rotate(self._q_norm(q), angles), rotate(self._k_norm(k), angles)
+        out = state.attend(self._layer, q, k, v, self._dim**-0.5).flatten(-2)
+        return self._o(out * self._gate(x).sigmoid())
+
+
+class _DeltaNet:
+    """Gated DeltaNet (Yang et al. 2024, section 3.4), the decay being Mamba-2's (Dao and Gu 2024)."""
+
+    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
+        name = f"layers.{layer}"
+        self._spec, self._layer = spec, layer
+        self._q, self._k, self._v, self._z, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvzo")
+        self._beta_decay = weights.linear(name, "beta_decay")
+        self._rate = -weights.tensor(name, "a_log").float().exp()
+        self._dt_bias = weights.tensor(name, "dt_bias").float()
+        self._conv = weights.tensor(name, "conv").float().squeeze(1).T.contiguous()
+        self._norm = RmsNorm(weights.tensor(name, "out_norm"), spec.norm_eps)
+
+    def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+        past, memory = state.recurrent(self._layer)
+        qkv = torch.cat((self._q(x), self._k(x), self._v(x)), dim=-1)
+        q, k, v = self._heads(functional.silu(causal_conv(qkv, self._conv, past)))
+        beta, step = self._beta_decay(x).chunk(2, dim=-1)
+        decay = self._rate * functional.softplus(step + self._dt_bias)
+        out = self._norm(delta_rule(q, k, v, decay, beta.sigmoid(), memory)).flatten(-2)
+        return self._o(out * functional.silu(self._z(x)))
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[tokens, channels] -> q, k and v by heads, k of length 1 and q shorter by the root of its dimensions."""
+        spec = self._spec
+        keys = 2 * spec.linear_key_heads * spec.linear_key_dim
+        qk = qkv[:, :keys].view(len(qkv), 2, spec.linear_key_heads, spec.linear_key_dim)
+        q, k = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + UNIT_EPS)).unbind(1)
+        v = qkv[:, keys:].view(len(qkv), spec.linear_value_heads, spec.linear_value_dim)
+        return q * spec.linear_key_dim**-0.5, k, v
+
+
+class _Moe:
+    """Routed experts, and one that every token goes through, as far as it opens the gate of it."""
+
+    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
+        self._spec = spec
+        self._router = weights.linear(name, "router")
+        self._experts = weights.experts(f"{name}.experts", swiglu)
+        self._shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
+        self._shared_gate = weights.linear(name, "shared_gate")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        ids, shares = softmax_top_k(
+            self._router(x), self._spec.experts_per_token, renormalize=self._spec.norm_topk_prob
+        )
+        return self._experts(x, ids, shares) + self._shared_gate(x).sigmoid() * self._shared(x)

@@ -1,0 +1,50 @@
+"""What a sequence remembers between forwards: what a family asks for, and what a backend gives it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Grows by a row a token. `rows` are the shapes (heads, dim) kept of each: keys and values, say.
+
+    Attention looks back over `window` tokens, itself included; 0 is all. `expanded` is how many float32 values a
+    forward makes of one cached token where these are more than the rows themselves.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    window: int = 0
+    expanded: int = 0
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Of one size however long the sequence: float32 tensors of these shapes, zeros at first."""
+
+    shapes: tuple[tuple[int, ...], ...]
+
+
+LayerState = Cache | Recurrent
+
+
+class State(Protocol):
+    """The state of one sequence. A forward moves `position` on once, at its end."""
+
+    position: int
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
+        """Cache k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over what is cached.
+
+        `sinks`, [heads] logits, take part in the softmax and are then dropped.
+        """
+
+    def extend(self, layer: int, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Cache rows [tokens, heads, dim], one tensor for each of `Cache.rows`; all of them so far, [length, ...]."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Causal attention of q [tokens, heads, dim], the last positions of k and v [length, kv heads, dim]."""
+
+    def recurrent(self, layer: int) -> tuple[Tensor, ...]:
+        """The tensors of `Recurrent.shapes`, to be read and overwritten in place."""

@@ -1,0 +1,76 @@
+"""What one sequence remembers, allocated once for its whole context."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from krasis.errors import FitError
+from krasis.models.state import Cache, LayerState, Recurrent
+from krasis.runtime.backend import Attention, KvDtype
+from krasis.runtime.rows import Rows, row_bytes
+
+
+class SequenceState:
+    """Implements `krasis.models.state.State` for at most `capacity` tokens, at most `chunk` of them at once.
+
+    Rewinding `position` forgets what lies after it, where no layer is recurrent. What a window no longer needed may be
+    gone then, and a KrasisError says so.
+    """
+
+    def __init__(
+        self, layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype, attention: Attention
+    ) -> None:
+        self.position = 0
+        self.capacity = capacity
+        self._layers = layers
+        self._attention = attention
+        self._rows = [
+            [Rows(_kept(layer, capacity, chunk), shape, kind) for shape in layer.rows]
+            if isinstance(layer, Cache)
+            else []
+            for layer in layers
+        ]
+        self._recurrent = [
+            tuple(map(torch.zeros, layer.shapes)) if isinstance(layer, Recurrent) else () for layer in layers
+        ]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
+        """See `State`. Raises FitError past the capacity."""
+        k, v = self.extend(layer, k, v)
+        return self._attention(q, k, v, scale, self._window(layer), sinks)
+
+    def extend(self, layer: int, *rows: Tensor) -> tuple[Tensor, ...]:
+        """See `State`. Raises FitError past the capacity."""
+        end, window = self.position + len(rows[0]), self._window(layer)
+        if end > self.capacity:
+            raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
+        first = max(self.position - window + 1, 0) if window else 0
+        return tuple(store.extend(self.position, x, first) for store, x in zip(self._rows[layer], rows, strict=True))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See `State`."""
+        return self._attention(q, k, v, scale, 0, None)
+
+    def recurrent(self, layer: int) -> tuple[Tensor, ...]:
+        """See `State`."""
+        return self._recurrent[layer]
+
+    def _window(self, layer: int) -> int:
+        found = self._layers[layer]
+        assert isinstance(found, Cache)
+        return found.window
+
+
+def state_bytes(layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype) -> int:
+    """Bytes that a `SequenceState` allocates."""
+    return sum(
+        _kept(layer, capacity, chunk) * sum(row_bytes(shape, kind) for shape in layer.rows)
+        if isinstance(layer, Cache)
+        else 4 * sum(map(prod, layer.shapes))
+        for layer in layers
+    )
+
+
+def _kept(layer: Cache, capacity: int, chunk: int) -> int:
+    return min(capacity, layer.window - 1 + chunk) if layer.window else capacity
