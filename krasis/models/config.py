@@ -43,7 +43,7 @@ class Config:
                 raise InputError(f"{name} is {value!r}", where="config.json", expected=expected)
             return value
         if default is None:
-            raise InputError(f"{names[0]} is missing", where="config.json", expected=f"a {kind.__name__}")
+            raise InputError(f"{names[0]} is missing", where="config.json", expected=f"of type {kind.__name__}")
         return default
 
     def ints(self, name: str) -> tuple[int, ...]:
@@ -111,11 +111,13 @@ class Config:
         self.hold(head_dim % 2 == 0, "head_dim", "even, for rotary embedding")
         return heads, kv_heads, head_dim
 
-    def dense_layers(self, layers: int) -> tuple[int, ...]:
-        """The layers of a Qwen model that have one MLP and no experts."""
-        listed = self.ints("mlp_only_layers")
-        step = self.take(int, "decoder_sparse_step", default=1)
-        return tuple(i for i in range(layers) if i in listed or (i + 1) % step)
+    def experts(self, *names: str) -> tuple[int, int]:
+        """(routed experts, under the first of `names` that is there; how many of them a token uses)."""
+        experts = self.take(int, *names)
+        chosen = self.take(int, "num_experts_per_tok", "experts_per_token")
+        self.require("experts_per_token", chosen)
+        self.hold(chosen <= experts, "num_experts_per_tok", f"at most {experts} experts")
+        return experts, chosen
 
     def rope(self, partial: float | None = None) -> RopeSpec:
         """Rotary embedding, from the old top-level keys or the newer `rope_parameters`.

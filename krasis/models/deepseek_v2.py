@@ -1,20 +1,21 @@
 """DeepSeek-V2: latent attention, dense first layers, shared experts, routing that may be limited to groups."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from krasis.models.blocks import latent_attention as mla
-from krasis.models.blocks.decoder import Decoder
-from krasis.models.blocks.mlp import GatedMlp, swiglu
-from krasis.models.blocks.norms import RmsNorm
-from krasis.models.blocks.rope import Angles, Rope, RopeSpec
+from krasis.models.blocks.decoder import Decoder, Layer
+from krasis.models.blocks.mlp import GatedMlp
+from krasis.models.blocks.moe import Moe
+from krasis.models.blocks.rope import Rope, RopeSpec
 from krasis.models.blocks.routing import normalized, within_best_groups
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, Positive, Weights
-from krasis.models.state import LayerState, State
+from krasis.models.state import LayerState
 from krasis.models.weight import File, Group, base_file, experts, gated, layer_file, left_out, tensor
 
 
@@ -161,41 +162,19 @@ def moe_layers(spec: Spec) -> dict[int, int]:
 
 
 def build(spec: Spec, weights: Weights) -> Decoder:
-    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
-    return Decoder(weights, blocks, Rope(spec.rope_dim, spec.rope), spec.norm_eps)
+    layers = [_build_layer(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, layers, Rope(spec.rope_dim, spec.rope), spec.norm_eps)
 
 
-class _Block:
-    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
-        name = f"layers.{layer}"
-        self._input_norm, self._post_norm = (
-            RmsNorm(weights.tensor(name, norm), spec.norm_eps) for norm in ("input_norm", "post_norm")
-        )
-        self._attention = mla.LatentAttention(spec, weights, layer)
-        self._mlp: Linear
-        if layer < spec.first_moe_layer:
-            self._mlp = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
-        else:
-            self._mlp = _Moe(spec, weights, name)
-
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        x = x + self._attention(self._input_norm(x), angles, state)
-        return x + self._mlp(self._post_norm(x))
-
-
-class _Moe:
-    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
-        self._spec = spec
-        self._router = weights.linear(name, "router")
-        self._bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
-        self._experts = weights.experts(f"{name}.experts", swiglu)
-        self._shared: Linear | None = None
-        if spec.shared_size:
-            self._shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        routed = self._experts(x, *route(self._router(x), self._bias, self._spec))
-        return routed if self._shared is None else routed + self._shared(x)
+def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
+    name = f"layers.{layer}"
+    if layer < spec.first_moe_layer:
+        mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+    else:
+        bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
+        shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down") if spec.shared_size else None
+        mlp = Moe(weights, name, partial(route, bias=bias, spec=spec), shared=shared)
+    return Layer(weights, name, mla.LatentAttention(spec, weights, layer), mlp, spec.norm_eps)
 
 
 def route(logits: Tensor, bias: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:

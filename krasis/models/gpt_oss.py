@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 from torch import Tensor
 
-from krasis.models.blocks.decoder import Decoder
-from krasis.models.blocks.norms import RmsNorm
+from krasis.models.blocks.decoder import Decoder, Layer
+from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import top_k_softmax
 from krasis.models.config import Config
@@ -46,6 +46,8 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
     config.hold(bool(tree.get("rope_parameters") or tree.get("rope_scaling")), "rope_parameters", "an object")
     common = config.common()
     heads, kv_heads, head_dim = config.heads()
+    experts, chosen = config.experts("num_local_experts", "num_experts")
+    config.require("num_experts", experts)
     spec = Spec(
         **common,
         num_heads=heads,
@@ -53,19 +55,14 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
         head_dim=head_dim,
         windows=_windows(config, common["num_layers"]),
         rope=config.rope(),
-        num_experts=config.take(int, "num_local_experts", "num_experts"),
-        experts_per_token=config.take(int, "num_experts_per_tok", "experts_per_token"),
+        num_experts=experts,
+        experts_per_token=chosen,
         expert_size=config.take(int, "intermediate_size"),
         swiglu_alpha=config.take(float, "swiglu_alpha", default=1.702),
         swiglu_limit=config.take(float, "swiglu_limit", default=7.0),
     )
-    config.require("num_experts", spec.num_experts)
-    config.require("experts_per_token", spec.experts_per_token)
     if spec.rope.yarn is not None:
         config.require("initial_context_length", spec.rope.yarn.original_positions)
-    config.hold(
-        spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts"
-    )
     config.finish()
     return spec
 
@@ -139,21 +136,16 @@ def moe_layers(spec: Spec) -> dict[int, int]:
 
 
 def build(spec: Spec, weights: Weights) -> Decoder:
-    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
-    return Decoder(weights, blocks, Rope(spec.head_dim, spec.rope), spec.norm_eps)
+    layers = [_build_layer(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, layers, Rope(spec.head_dim, spec.rope), spec.norm_eps)
 
 
-class _Block:
-    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
-        self._input_norm, self._post_norm = (
-            RmsNorm(weights.tensor(f"layers.{layer}", norm), spec.norm_eps) for norm in ("input_norm", "post_norm")
-        )
-        self._attention = _Attention(spec, weights, layer)
-        self._moe = _Moe(spec, weights, f"layers.{layer}")
-
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        x = x + self._attention(self._input_norm(x), angles, state)
-        return x + self._moe(self._post_norm(x))
+def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
+    name = f"layers.{layer}"
+    bias = weights.tensor(name, "router_bias").float()
+    activation = partial(clamped_swiglu, alpha=spec.swiglu_alpha, limit=spec.swiglu_limit)
+    moe = Moe(weights, name, lambda logits: top_k_softmax(logits + bias, spec.experts_per_token), activation=activation)
+    return Layer(weights, name, _Attention(spec, weights, layer), moe, spec.norm_eps)
 
 
 class _Attention:
@@ -169,17 +161,6 @@ class _Attention:
         q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
         q, k = rotate(q, angles), rotate(k, angles)
         return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5, self._sinks).flatten(-2))
-
-
-class _Moe:
-    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
-        self._experts_per_token = spec.experts_per_token
-        self._router = _biased(weights.linear(name, "router"), weights.tensor(name, "router_bias"))
-        activation = partial(clamped_swiglu, alpha=spec.swiglu_alpha, limit=spec.swiglu_limit)
-        self._experts = weights.experts(f"{name}.experts", activation)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._experts(x, *top_k_softmax(self._router(x), self._experts_per_token))
 
 
 def clamped_swiglu(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:

@@ -1,12 +1,14 @@
 """Qwen3-MoE: grouped-query attention with head norms, softmax routing over many small experts."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from krasis.models.blocks.decoder import Decoder
-from krasis.models.blocks.mlp import GatedMlp, swiglu
+from krasis.models.blocks.decoder import Decoder, Layer
+from krasis.models.blocks.mlp import GatedMlp
+from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import softmax_top_k
@@ -46,19 +48,28 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rope=config.rope(),
-        num_experts=config.take(int, "num_experts", "num_local_experts"),
-        experts_per_token=config.take(int, "num_experts_per_tok"),
-        expert_size=config.take(int, "moe_intermediate_size"),
-        norm_topk_prob=config.take(bool, "norm_topk_prob"),
-        dense_layers=config.dense_layers(common["num_layers"]),
-        intermediate_size=config.take(int, "intermediate_size", default=0),
+        **read_mlp(config, common["num_layers"]),
     )
-    config.hold(
-        spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts"
-    )
-    config.hold(spec.intermediate_size > 0 or not spec.dense_layers, "intermediate_size", "the width of dense layers")
     config.finish()
     return spec
+
+
+def read_mlp(config: Config, layers: int) -> dict[str, Any]:
+    """The fields of experts and dense layers that Qwen's families share."""
+    step = config.take(int, "decoder_sparse_step", default=1)
+    listed = config.ints("mlp_only_layers")
+    dense = tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)
+    size = config.take(int, "intermediate_size", default=0)
+    config.hold(size > 0 or not dense, "intermediate_size", "the width of dense layers")
+    experts, chosen = config.experts("num_experts", "num_local_experts")
+    return {
+        "num_experts": experts,
+        "experts_per_token": chosen,
+        "expert_size": config.take(int, "moe_intermediate_size"),
+        "norm_topk_prob": config.take(bool, "norm_topk_prob"),
+        "dense_layers": dense,
+        "intermediate_size": size,
+    }
 
 
 def files(spec: Spec) -> Iterator[File]:
@@ -106,26 +117,17 @@ def moe_layers(spec: Spec) -> dict[int, int]:
 
 
 def build(spec: Spec, weights: Weights) -> Decoder:
-    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
-    return Decoder(weights, blocks, Rope(spec.head_dim, spec.rope), spec.norm_eps)
+    layers = [_build_layer(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, layers, Rope(spec.head_dim, spec.rope), spec.norm_eps)
 
 
-class _Block:
-    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
-        name = f"layers.{layer}"
-        self._input_norm, self._post_norm = (
-            RmsNorm(weights.tensor(name, norm), spec.norm_eps) for norm in ("input_norm", "post_norm")
-        )
-        self._attention = _Attention(spec, weights, layer)
-        self._mlp: Linear
-        if layer in spec.dense_layers:
-            self._mlp = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
-        else:
-            self._mlp = _Moe(spec, weights, name)
-
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        x = x + self._attention(self._input_norm(x), angles, state)
-        return x + self._mlp(self._post_norm(x))
+def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
+    name = f"layers.{layer}"
+    if layer in spec.dense_layers:
+        mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+    else:
+        mlp = Moe(weights, name, partial(softmax_top_k, k=spec.experts_per_token, renormalize=spec.norm_topk_prob))
+    return Layer(weights, name, _Attention(spec, weights, layer), mlp, spec.norm_eps)
 
 
 class _Attention:
@@ -139,16 +141,3 @@ class _Attention:
         q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
         q, k = rotate(self._q_norm(q), angles), rotate(self._k_norm(k), angles)
         return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5).flatten(-2))
-
-
-class _Moe:
-    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
-        self._spec = spec
-        self._router = weights.linear(name, "router")
-        self._experts = weights.experts(f"{name}.experts", swiglu)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        ids, shares = softmax_top_k(
-            self._router(x), self._spec.experts_per_token, renormalize=self._spec.norm_topk_prob
-        )
-        return self._experts(x, ids, shares)

@@ -1,6 +1,7 @@
 """Qwen3-Next: gated DeltaNet in most layers and gated attention in some, softmax routing, a shared expert."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from krasis.models.blocks.causal_conv import causal_conv
-from krasis.models.blocks.decoder import Decoder
+from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.delta_rule import delta_rule
-from krasis.models.blocks.mlp import GatedMlp, swiglu
+from krasis.models.blocks.mlp import GatedMlp
+from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import softmax_top_k
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, Weights
+from krasis.models.qwen3_moe import read_mlp
 from krasis.models.state import Cache, LayerState, Recurrent, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, experts, gated, layer_file, left_out, tensor
 
@@ -90,18 +93,9 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
         linear_key_dim=config.take(int, "linear_key_head_dim"),
         linear_value_dim=config.take(int, "linear_value_head_dim"),
         conv_width=config.take(int, "linear_conv_kernel_dim"),
-        num_experts=config.take(int, "num_experts", "num_local_experts"),
-        experts_per_token=config.take(int, "num_experts_per_tok"),
-        expert_size=config.take(int, "moe_intermediate_size"),
         shared_size=config.take(int, "shared_expert_intermediate_size"),
-        norm_topk_prob=config.take(bool, "norm_topk_prob"),
-        dense_layers=config.dense_layers(common["num_layers"]),
-        intermediate_size=config.take(int, "intermediate_size", default=0),
+        **read_mlp(config, common["num_layers"]),
     )
-    config.hold(
-        spec.experts_per_token <= spec.num_experts, "num_experts_per_tok", f"at most {spec.num_experts} experts"
-    )
-    config.hold(spec.intermediate_size > 0 or not spec.dense_layers, "intermediate_size", "the width of dense layers")
     config.finish()
     return spec
 
@@ -200,27 +194,19 @@ def moe_layers(spec: Spec) -> dict[int, int]:
 
 
 def build(spec: Spec, weights: Weights) -> Decoder:
-    blocks = [_Block(spec, weights, layer) for layer in range(spec.num_layers)]
-    return Decoder(weights, blocks, Rope(spec.head_dim, spec.rope), spec.norm_eps, offset=1)
+    layers = [_build_layer(spec, weights, layer) for layer in range(spec.num_layers)]
+    return Decoder(weights, layers, Rope(spec.head_dim, spec.rope), spec.norm_eps, offset=1)
 
 
-class _Block:
-    def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
-        name = f"layers.{layer}"
-        self._input_norm, self._post_norm = (
-            RmsNorm(weights.tensor(name, norm), spec.norm_eps, offset=1) for norm in ("input_norm", "post_norm")
-        )
-        mixer = _Attention if layer in spec.attention_layers else _DeltaNet
-        self._mixer = mixer(spec, weights, layer)
-        self._mlp: Linear
-        if layer in spec.dense_layers:
-            self._mlp = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
-        else:
-            self._mlp = _Moe(spec, weights, name)
-
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        x = x + self._mixer(self._input_norm(x), angles, state)
-        return x + self._mlp(self._post_norm(x))
+def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
+    name = f"layers.{layer}"
+    mixer = _Attention if layer in spec.attention_layers else _DeltaNet
+    if layer in spec.dense_layers:
+        mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+    else:
+        route = partial(softmax_top_k, k=spec.experts_per_token, renormalize=spec.norm_topk_prob)
+        mlp = Moe(weights, name, route, shared=_Shared(weights, name))
+    return Layer(weights, name, mixer(spec, weights, layer), mlp, spec.norm_eps, offset=1)
 
 
 class _Attention:
@@ -272,18 +258,12 @@ class _DeltaNet:
         return q * spec.linear_key_dim**-0.5, k, v
 
 
-class _Moe:
-    """Routed experts, and one that every token goes through, as far as it opens the gate of it."""
+class _Shared:
+    """An expert that every token goes through, as far as it opens the gate of it."""
 
-    def __init__(self, spec: Spec, weights: Weights, name: str) -> None:
-        self._spec = spec
-        self._router = weights.linear(name, "router")
-        self._experts = weights.experts(f"{name}.experts", swiglu)
-        self._shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
-        self._shared_gate = weights.linear(name, "shared_gate")
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._gate = weights.linear(name, "shared_gate")
+        self._mlp = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
 
     def __call__(self, x: Tensor) -> Tensor:
-        ids, shares = softmax_top_k(
-            self._router(x), self._spec.experts_per_token, renormalize=self._spec.norm_topk_prob
-        )
-        return self._experts(x, ids, shares) + self._shared_gate(x).sigmoid() * self._shared(x)
+        return self._gate(x).sigmoid() * self._mlp(x)

@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional
 
 transformers = pytest.importorskip("transformers", reason="transformers, which judges the forward, is not installed")
 
@@ -39,6 +40,13 @@ def chunked_logits(engine, ids, chunk):
     """Logits [tokens, vocabulary] of a sequence that is appended `chunk` tokens at a time."""
     state = engine.new_state()
     return torch.cat([engine.logits(engine.all_hidden(ids[i : i + chunk], state)) for i in range(0, len(ids), chunk)])
+
+
+def round_trip(weight, codec, group_size):
+    """Quantize and dequantize along the last dimension, filled with zeros to whole groups."""
+    k = weight.shape[-1]
+    rows = functional.pad(weight.reshape(-1, k), (0, -k % group_size))
+    return codec.dequantize(codec.quantize(rows, group_size))[:, :k].reshape(weight.shape)
 
 
 def random_model(model_class, config, folder):

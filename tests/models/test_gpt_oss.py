@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, transformers
-from torch.nn import functional
+from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, round_trip, transformers
 
 from krasis import quant
 from krasis.models.gpt_oss import clamped_swiglu
@@ -74,13 +73,6 @@ def test_what_a_window_no_longer_needs_is_dropped(window, device, tmp_path, conv
     engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", 16, 16), device, context=128, kv="f32")
     for chunk in (70, 3, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
-
-
-def round_trip(weight, codec, group_size):
-    """Quantize and dequantize along the last dimension, filled with zeros to whole groups."""
-    k = weight.shape[-1]
-    rows = functional.pad(weight.reshape(-1, k), (0, -k % group_size))
-    return codec.dequantize(codec.quantize(rows, group_size))[:, :k].reshape(weight.shape)
 
 
 def quantize_like_krasis(model, expert_codec, group_size):

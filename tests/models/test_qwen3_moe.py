@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, transformers
-from torch.nn import functional
+from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, round_trip, transformers
 
 from krasis import quant
 
@@ -57,13 +56,6 @@ def test_random_weights_match_transformers(changes, device, tmp_path, convert, o
     engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", 16, 16), device, context=128, kv="f32")
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
-
-
-def round_trip(weight, codec, group_size):
-    """Quantize and dequantize along the last dimension, filled with zeros to whole groups."""
-    k = weight.shape[-1]
-    rows = functional.pad(weight.reshape(-1, k), (0, -k % group_size))
-    return codec.dequantize(codec.quantize(rows, group_size))[:, :k].reshape(weight.shape)
 
 
 def quantize_like_krasis(model, expert_codec, group_size):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, load, random_model, transformers
-from torch.nn import functional
+from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, load, random_model, round_trip, transformers
 
 from krasis import quant
 
@@ -99,13 +98,6 @@ def test_sequences_do_not_touch_each_other(example, exact_pack, open_engine):
     for i in range(20):
         for ids, state, expected in zip((IDS[:20], IDS[20:40]), states, alone, strict=True):
             assert torch.equal(engine.last_logits([ids[i]], state), expected[i])
-
-
-def round_trip(weight, codec, group_size):
-    """Quantize and dequantize along the last dimension, filled with zeros to whole groups."""
-    k = weight.shape[-1]
-    rows = functional.pad(weight.reshape(-1, k), (0, -k % group_size))
-    return codec.dequantize(codec.quantize(rows, group_size))[:, :k].reshape(weight.shape)
 
 
 def quantize_like_krasis(model, expert_codec, group_size):

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope
-from krasis.models.family import Weights
+from krasis.models.family import Linear, Weights
 from krasis.models.state import State
 
 
@@ -17,6 +17,27 @@ class Block(Protocol):
 
     def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         """float32 [tokens, H] -> the same, residuals added."""
+
+
+Mixer = Callable[[Tensor, Angles, State], Tensor]
+"""What mixes tokens, attention say: (x [tokens, H], angles, state) -> [tokens, H]."""
+
+
+class Layer:
+    """x + mixer(norm(x)), and then x + mlp(norm(x)), by the norms `input_norm` and `post_norm` of segment `name`."""
+
+    def __init__(
+        self, weights: Weights, name: str, mixer: Mixer, mlp: Linear, eps: float, *, offset: float = 0.0
+    ) -> None:
+        self._input_norm, self._post_norm = (
+            RmsNorm(weights.tensor(name, norm), eps, offset=offset) for norm in ("input_norm", "post_norm")
+        )
+        self._mixer = mixer
+        self._mlp = mlp
+
+    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+        x = x + self._mixer(self._input_norm(x), angles, state)
+        return x + self._mlp(self._post_norm(x))
 
 
 class Decoder:
