@@ -12,17 +12,17 @@ from krasis.errors import UsageError
 if TYPE_CHECKING:
     from krasis.pack.manifest import Settings
 
-EXPERT_CODECS = ("int4", "int8", "mxfp4", "bf16")
+EXPERT_CODECS = ("auto", "int4", "int8", "mxfp4", "bf16")
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint: a local folder, or a hub id.")],
     pack: Annotated[Path, typer.Argument(help="Folder to make.")],
     expert_bits: Annotated[
-        int | None, typer.Option(help="Bits of routed experts: 4, 8, or 16 for testing; 4 when nothing is given.")
+        int | None, typer.Option(help="Bits of routed experts: 4 when not given, 8, or 16 for testing.")
     ] = None,
     expert_codec: Annotated[
-        str, typer.Option(help="int4, int8, mxfp4 or bf16; auto goes by bits, and keeps MXFP4 at 4.")
+        str, typer.Option(help="int4, int8, mxfp4 or bf16; auto goes by bits and keeps MXFP4 where it fits.")
     ] = "auto",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 128,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
@@ -37,12 +37,10 @@ def convert(
     # Imported here so that --help answers at once.
     import torch
 
-    from krasis import quant
     from krasis.convert.checkpoint import fetch
     from krasis.convert.pipeline import Conversion
 
-    codec = _expert_codec(expert_codec, expert_bits)
-    bits = quant.get(codec).BITS if codec else 4 if expert_bits is None else expert_bits
+    codec, bits = _experts(expert_codec, expert_bits)
     settings = _settings(bits, dense_bits, group_size, layouts)
     if jobs is not None:
         _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
@@ -61,17 +59,17 @@ def convert(
         print(f"{pack}: {human(manifest.weight_bytes)} in {seconds:.1f} s, root {manifest.root[:12]}")
 
 
-def _expert_codec(name: str, bits: int | None) -> str | None:
-    """The codec that was named, None for auto. It wins over bits that were not given, and refuses others."""
+def _experts(codec: str, bits: int | None) -> tuple[str | None, int]:
+    """(the codec that was named, None for auto; bits of experts). A named codec refuses bits that are not its own."""
     from krasis import quant
 
-    if name == "auto":
-        return None
-    _one_of("--expert-codec", name, EXPERT_CODECS, f"auto, {', '.join(EXPERT_CODECS)}")
-    own = quant.get(name).BITS
+    _one_of("--expert-codec", codec, EXPERT_CODECS, ", ".join(EXPERT_CODECS))
+    if codec == "auto":
+        return None, 4 if bits is None else bits
+    own = quant.get(codec).BITS
     if bits not in (None, own):
-        raise UsageError(f"--expert-bits is {bits} with --expert-codec {name}", expected=f"{own}, or leave it out")
-    return name
+        raise UsageError(f"--expert-bits is {bits} with --expert-codec {codec}", expected=f"{own}, or not given")
+    return codec, own
 
 
 def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":

@@ -40,7 +40,8 @@ def fetch(source: str, revision: str | None) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "*.jinja"]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        # Some hub models carry a second copy in a folder.
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = "check the name and the network, or give a local folder"

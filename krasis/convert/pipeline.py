@@ -128,17 +128,18 @@ class Conversion:
         """Every tensor is used whole or rightly ignored, none is missing, and all have the shapes they should."""
         have = self.checkpoint.headers
         weights = [weight for group in groups for record in group.records for weight in record]
+        wanted = [(source, weight.shape) for weight in weights for source in weight.sources]
+        # How many of a stack are used; 0 for what is no stack.
         used: dict[str, int] = {}
-        for source in (source for weight in weights for source in weight.sources):
+        for source, _ in wanted:
             for name in self.checkpoint.tensors(source):
                 used[name] = max(used.get(name, 0), 0 if source.index is None else source.index + 1)
         self._refuse("is missing", used.keys() - have.keys(), hint="download the model again")
         for name, count in used.items():
             if count and have[name].shape[:1] != (count,):
                 raise InputError(f"{name} is {have[name]}", where=self.checkpoint.folder, expected=f"{count} experts")
-        for weight in weights:
-            for source in weight.sources:
-                self.checkpoint.check(source, weight.shape)
+        for source, shape in wanted:
+            self.checkpoint.check(source, shape)
         left = {name for name in have.keys() - used.keys() if not family.ignored(name, self.spec)}
         self._refuse("is unexpected", left, expected="only tensors the family and config.json are known to use")
 

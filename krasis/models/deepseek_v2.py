@@ -16,23 +16,16 @@ from krasis.models.blocks.routing import normalized, within_best_groups
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, Positive, Weights
 from krasis.models.state import LayerState
-from krasis.models.weight import File, Group, base_file, experts, gated, layer_file, left_out, tensor
+from krasis.models.weight import File, Group, Weight, base_file, experts, gated, layer_file, left_out, tensor
 
 
-class Spec(ModelSpec, frozen=True, tag="deepseek_v2"):
+class MoeSpec(ModelSpec, frozen=True):
     """The first `first_moe_layer` layers have one MLP of `intermediate_size`; 0 `shared_size` is no shared expert.
 
     Of `groups` runs of experts a token uses the `kept_groups` best, each judged by its `group_votes` best experts.
     `corrected` routers choose by scores plus a bias and weigh by scores alone.
     """
 
-    num_heads: Count
-    q_lora_rank: int
-    kv_lora_rank: Count
-    nope_dim: Count
-    rope_dim: Count
-    v_dim: Count
-    rope: RopeSpec
     num_experts: Count
     experts_per_token: Count
     expert_size: Count
@@ -46,6 +39,18 @@ class Spec(ModelSpec, frozen=True, tag="deepseek_v2"):
     group_votes: Count
     norm_topk_prob: bool
     routed_scale: Positive
+
+
+class Spec(MoeSpec, frozen=True, tag="deepseek_v2"):
+    """A `q_lora_rank` of 0 is a query without latent."""
+
+    num_heads: Count
+    q_lora_rank: int
+    kv_lora_rank: Count
+    nope_dim: Count
+    rope_dim: Count
+    v_dim: Count
+    rope: RopeSpec
 
 
 def parse_config(tree: Mapping[str, Any]) -> Spec:
@@ -63,17 +68,14 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
 
 def read(config: Config) -> dict[str, Any]:
     """The fields that DeepSeek-V2 and V3 configurations share."""
-    config.require("hidden_act", "silu")
     config.require("attention_bias", False)
     config.require("mlp_bias", False)
     config.require("moe_layer_freq", 1)
     config.require("rope_interleave", True)
-    for unused in ("num_key_value_heads", "head_dim", "qk_head_dim", "n_group", "topk_group", *TRAINING):
+    for unused in ("num_key_value_heads", "head_dim", "qk_head_dim", "n_group", "topk_group"):
         config.skip(unused)
-    common = config.common()
-    size = config.take(int, "moe_intermediate_size")
     return {
-        **common,
+        **read_moe(config),
         "num_heads": config.take(int, "num_attention_heads"),
         "q_lora_rank": config.take(int, "q_lora_rank", default=0),
         "kv_lora_rank": config.take(int, "kv_lora_rank"),
@@ -81,8 +83,21 @@ def read(config: Config) -> dict[str, Any]:
         "rope_dim": config.take(int, "qk_rope_head_dim"),
         "v_dim": config.take(int, "v_head_dim"),
         "rope": config.rope(),
-        "num_experts": config.take(int, "n_routed_experts", "num_experts"),
-        "experts_per_token": config.take(int, "num_experts_per_tok"),
+    }
+
+
+def read_moe(config: Config) -> dict[str, Any]:
+    """The fields of `MoeSpec` but for scores and groups."""
+    config.require("hidden_act", "silu")
+    for unused in TRAINING:
+        config.skip(unused)
+    common = config.common()
+    experts, chosen = config.experts("n_routed_experts", "num_experts")
+    size = config.take(int, "moe_intermediate_size")
+    return {
+        **common,
+        "num_experts": experts,
+        "experts_per_token": chosen,
         "expert_size": size,
         "shared_size": size * config.take(int, "n_shared_experts", default=0, least=0),
         "first_moe_layer": min(config.take(int, "first_k_dense_replace", default=0, least=0), common["num_layers"]),
@@ -103,6 +118,11 @@ def read_groups(config: Config) -> dict[str, Any]:
 def check(config: Config, spec: Spec) -> None:
     """Refuse fields that do not go together, and keys that were not used."""
     config.hold(spec.rope_dim % 2 == 0, "qk_rope_head_dim", "even, for rotary embedding")
+    check_moe(config, spec)
+
+
+def check_moe(config: Config, spec: MoeSpec) -> None:
+    """`check` of the fields of `MoeSpec`."""
     whole = spec.num_experts % spec.groups == 0
     config.hold(whole, "n_group", f"a divisor of n_routed_experts, {spec.num_experts}")
     config.hold(spec.kept_groups <= spec.groups, "topk_group", f"at most n_group, {spec.groups}")
@@ -122,34 +142,37 @@ def files(spec: Spec) -> Iterator[File]:
 
 
 def _layer(spec: Spec, layer: int) -> list[Group]:
-    name, prefix, hidden = f"layers.{layer}", f"model.layers.{layer}.", spec.hidden_size
-    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-    keep = [
-        tensor("input_norm", f"{prefix}input_layernorm.weight", hidden),
-        tensor("post_norm", f"{prefix}post_attention_layernorm.weight", hidden),
-        *mla.kept(spec, attention),
-    ]
-    dense = mla.dense(spec, attention)
-    routed = []
-    if layer < spec.first_moe_layer:
-        dense += gated(mlp, hidden, spec.intermediate_size, "gate_up", "down")
-    else:
-        keep.append(tensor("router", f"{mlp}gate.weight", spec.num_experts, hidden))
-        if spec.corrected:
-            keep.append(tensor("router_bias", f"{mlp}gate.e_score_correction_bias", spec.num_experts))
-        if spec.shared_size:
-            dense += gated(f"{mlp}shared_experts.", hidden, spec.shared_size, "shared_gate_up", "shared_down")
-        records = experts(f"{mlp}experts.", spec.num_experts, hidden, spec.expert_size)
-        routed = [Group(f"{name}.experts", "expert", records)]
+    name, attention = f"layers.{layer}", f"model.layers.{layer}.self_attn."
+    keep, dense, routed = mlp_weights(spec, layer)
     return [
-        Group(name, "keep", (tuple(keep),)),
-        Group(f"{name}.dense", "dense", (tuple(dense),)),
+        Group(name, "keep", ((*keep, *mla.kept(spec, attention)),)),
+        Group(f"{name}.dense", "dense", ((*mla.dense(spec, attention), *dense),)),
         mla.heads(spec, name, attention),
         *routed,
     ]
 
 
-def ignored(name: str, spec: Spec) -> bool:
+def mlp_weights(spec: MoeSpec, layer: int) -> tuple[list[Weight], list[Weight], list[Group]]:
+    """(kept weights, the layer's norms among them, dense weights, routed experts) of a layer but for its attention."""
+    prefix, hidden = f"model.layers.{layer}.", spec.hidden_size
+    mlp = f"{prefix}mlp."
+    keep = [
+        tensor("input_norm", f"{prefix}input_layernorm.weight", hidden),
+        tensor("post_norm", f"{prefix}post_attention_layernorm.weight", hidden),
+    ]
+    if layer < spec.first_moe_layer:
+        return keep, gated(mlp, hidden, spec.intermediate_size, "gate_up", "down"), []
+    keep.append(tensor("router", f"{mlp}gate.weight", spec.num_experts, hidden))
+    if spec.corrected:
+        keep.append(tensor("router_bias", f"{mlp}gate.e_score_correction_bias", spec.num_experts))
+    dense = []
+    if spec.shared_size:
+        dense = gated(f"{mlp}shared_experts.", hidden, spec.shared_size, "shared_gate_up", "shared_down")
+    records = experts(f"{mlp}experts.", spec.num_experts, hidden, spec.expert_size)
+    return keep, dense, [Group(f"layers.{layer}.experts", "expert", records)]
+
+
+def ignored(name: str, spec: MoeSpec) -> bool:
     return left_out(name, tied=spec.tied_embeddings, layers=spec.num_layers)
 
 
@@ -157,7 +180,7 @@ def states(spec: Spec) -> list[LayerState]:
     return [mla.cache(spec)] * spec.num_layers
 
 
-def moe_layers(spec: Spec) -> dict[int, int]:
+def moe_layers(spec: MoeSpec) -> dict[int, int]:
     return dict.fromkeys(range(spec.first_moe_layer, spec.num_layers), spec.num_experts)
 
 
@@ -167,17 +190,21 @@ def build(spec: Spec, weights: Weights) -> Decoder:
 
 
 def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
+    attention = mla.LatentAttention(spec, weights, layer)
+    return Layer(weights, f"layers.{layer}", attention, build_mlp(spec, weights, layer), spec.norm_eps)
+
+
+def build_mlp(spec: MoeSpec, weights: Weights, layer: int) -> Linear:
+    """What follows the attention of a layer."""
     name = f"layers.{layer}"
     if layer < spec.first_moe_layer:
-        mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
-    else:
-        bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
-        shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down") if spec.shared_size else None
-        mlp = Moe(weights, name, partial(route, bias=bias, spec=spec), shared=shared)
-    return Layer(weights, name, mla.LatentAttention(spec, weights, layer), mlp, spec.norm_eps)
+        return GatedMlp(weights, f"{name}.dense", "gate_up", "down")
+    bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
+    shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down") if spec.shared_size else None
+    return Moe(weights, name, partial(route, bias=bias, spec=spec), shared=shared)
 
 
-def route(logits: Tensor, bias: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
+def route(logits: Tensor, bias: Tensor | None, spec: MoeSpec) -> tuple[Tensor, Tensor]:
     """Router logits -> expert ids and weights (DeepSeek-V2, eq. 20 to 24; DeepSeek-V3, eq. 12 to 16)."""
     scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
     choice = scores if bias is None else scores + bias

@@ -8,11 +8,12 @@ from msgspec import Meta
 from torch import Tensor
 
 from krasis.models.blocks.decoder import Decoder, Layer
+from krasis.models.blocks.linear import biased
 from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import top_k_softmax
 from krasis.models.config import Config
-from krasis.models.family import Count, Linear, ModelSpec, Positive, Weights
+from krasis.models.family import Count, ModelSpec, Positive, Weights
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, layer_file, left_out, tensor
 
@@ -153,7 +154,7 @@ class _Attention:
         name = f"layers.{layer}"
         self._layer, self._dim = layer, spec.head_dim
         self._q, self._k, self._v, self._o = (
-            _biased(weights.linear(f"{name}.dense", key), weights.tensor(name, f"{key}_bias")) for key in "qkvo"
+            biased(weights.linear(f"{name}.dense", key), weights.tensor(name, f"{key}_bias")) for key in "qkvo"
         )
         self._sinks = weights.tensor(name, "sinks").float()
 
@@ -167,8 +168,3 @@ def clamped_swiglu(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tens
     """(up + 1) gate sigmoid(alpha gate), gate being at most `limit` and up within it (`swiglu` of openai/gpt-oss)."""
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return (up + 1) * gate * (alpha * gate).sigmoid()
-
-
-def _biased(linear: Linear, bias: Tensor) -> Linear:
-    added = bias.float()
-    return lambda x: linear(x) + added

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from krasis.errors import InputError
+from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import Backend, PackedMatrix, strip_parts
@@ -37,7 +38,7 @@ class PackWeights:
         def load(expert: int) -> tuple[Linear, Linear]:
             found = self._matrices(segment, expert)
             w13, w2 = (
-                _biased(self._backend.linear(found[matrix]), found.get(bias))
+                _with_bias(self._backend.linear(found[matrix]), found.get(bias))
                 for matrix, bias in (("w13", "b13"), ("w2", "b2"))
             )
             return w13, w2
@@ -70,12 +71,11 @@ class PackWeights:
         )
 
 
-def _biased(linear: Linear, bias: PackedMatrix | None) -> Linear:
+def _with_bias(linear: Linear, bias: PackedMatrix | None) -> Linear:
     if bias is None:
         return linear
     assert bias.values is not None
-    added = strip_parts(bias.values, bias.spec).float()
-    return lambda x: linear(x) + added
+    return biased(linear, strip_parts(bias.values, bias.spec))
 
 
 def _traced(experts: Experts, layer: int, tracer: Tracer) -> Experts:

@@ -73,6 +73,27 @@ def test_dry_run_writes_nothing(krasis, demo, converted, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+EXPERTS = {
+    (): ("mxfp4", 32),
+    ("--expert-bits", "4", "--group-size", "64"): ("mxfp4", 32),
+    ("--expert-bits", "8"): ("int8", 32),
+    ("--expert-codec", "int8"): ("int8", 32),
+    ("--expert-codec", "int4"): ("int4", 128),
+    ("--expert-codec", "int4", "--expert-bits", "4", "--group-size", "64"): ("int4", 64),
+}
+
+
+@pytest.mark.parametrize("options", EXPERTS, ids=" ".join)
+def test_dry_run_shows_what_becomes_of_mxfp4_experts(options, krasis, example, tmp_path):
+    found = krasis("convert", example("gpt_oss"), tmp_path / "pack", "--dry-run", "--json", *options).json
+    experts = {(m["codec"], m["group_size"]) for m in found["matrices"] if m["kind"].startswith("experts.")}
+    assert experts == {EXPERTS[options]}
+
+
+def test_floats_become_mxfp4_where_asked(krasis, demo, tmp_path):
+    assert "mxfp4 g32" in krasis("convert", demo, tmp_path / "pack", "--dry-run", "--expert-codec", "mxfp4").out
+
+
 def test_inspect(krasis, converted):
     found = krasis("inspect", converted, "--json").json
     assert found.keys() == INSPECT

@@ -51,6 +51,8 @@ def copied(demo_pack, tmp_path):
         (("profile-heat", "PACK", "--text", "TEXT", "--name", "a", "--out", "b"), "--out"),
         (("convert", "HUB"), "Missing argument"),
         (("convert", "HUB", "new", "--expert-bits", "5"), "--expert-bits"),
+        (("convert", "HUB", "new", "--expert-codec", "fp8"), "--expert-codec"),
+        (("convert", "HUB", "new", "--expert-codec", "int8", "--expert-bits", "4"), "--expert-bits"),
         (("convert", "HUB", "new", "--group-size", "48"), "--group-size"),
         (("convert", "HUB", "new", "--layouts", "cpu,gpu"), "--layouts"),
         (("convert", "HUB", "new", "--jobs", "0"), "--jobs"),

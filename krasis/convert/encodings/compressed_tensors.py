@@ -78,17 +78,20 @@ class CompressedTensors:
 
     def shape(self, source: Source, have: Headers) -> tuple[int, ...]:
         packed, scales = (have[f"{source.name}_{part}"].pick(source) for part in ("packed", "scale"))
-        sizes = have[f"{source.name}_shape"]
-        n, words = packed.shape if len(packed.shape) == 2 else (0, 0)
-        k = words * _WORD
-        groups = k / self.group_size if self.group_size else 1
-        if packed.dtype != "I32" or not k or scales.dtype not in SCALE_DTYPES or scales.shape != (n, groups):
+        if not self._fit(packed, scales):
             what = f"{source.name}_packed is {packed}, {source.name}_scale {scales}"
-            of_k = f"K/{self.group_size}" if self.group_size else "1"
-            raise InputError(what, expected=f"I32 [N, K/{_WORD}] and {', '.join(SCALE_DTYPES)} [N, {of_k}]")
+            groups = f"K/{self.group_size}" if self.group_size else "1"
+            raise InputError(what, expected=f"I32 [N, K/{_WORD}] and {', '.join(SCALE_DTYPES)} [N, {groups}]")
+        sizes = have[f"{source.name}_shape"]
         if sizes not in (Header("I64", (2,)), Header("I32", (2,))):
             raise InputError(f"{source.name}_shape is {sizes}", expected="I64 [2]")
-        return n, k
+        return packed.shape[0], packed.shape[1] * _WORD
+
+    def _fit(self, packed: Header, scales: Header) -> bool:
+        if packed.dtype != "I32" or scales.dtype not in SCALE_DTYPES or not len(packed.shape) == len(scales.shape) == 2:
+            return False
+        k = packed.shape[1] * _WORD
+        return scales.shape[0] == packed.shape[0] and scales.shape[1] * (self.group_size or k) == k
 
     def read(self, read: Read, source: Source) -> Stored:
         codes = decode(read(f"{source.name}_packed", source.index))
@@ -114,6 +117,5 @@ def _check(scales: Tensor) -> None:
     size = scales.float().abs()
     usable = (size == 0) | ((size >= _LEAST_SCALE) & (size < _SCALE_END))
     if count := int((~usable).sum()):
-        raise InputError(
-            f"{count} of {scales.numel()} scales are NaN, too small or too large", expected="finite weights"
-        )
+        found = f"{count} of {scales.numel()} scales are NaN, too small or too large"
+        raise InputError(found, expected="zero, or 2^-126 and above, below 2^124")
