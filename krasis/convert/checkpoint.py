@@ -98,8 +98,8 @@ class Checkpoint:
             raise InputError(f"{source.name} gives {list(found)}", where=self.folder, expected=f"{list(shape)}")
 
     def dtype(self, source: Source) -> torch.dtype:
-        """The dtype of an unquantized source, float32 for others."""
-        return DTYPES.get(self.headers[self.tensors(source)[0]].dtype, torch.float32)
+        """The dtype of an unquantized source; bfloat16 for others, whose numbers have fewer bits than that."""
+        return DTYPES.get(self.headers[self.tensors(source)[0]].dtype, torch.bfloat16)
 
     def kept_as(self, source: Source) -> str | None:
         """The codec that a source keeps by its encoding unless told otherwise."""
