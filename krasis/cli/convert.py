@@ -100,4 +100,4 @@ def _print_plan(summary: dict[str, Any], json: bool) -> None:
     print(f"{summary['model_type']}: {human(summary['bytes'])} in {summary['files']} files")
     for matrix in summary["matrices"]:
         stored = f"{matrix['codec']:<5} g{matrix['group_size']:<3}"
-        print(f"  {matrix['kind']:<16} {stored} {matrix['shape']} -> {matrix['padded_shape']}")
+        print(f"  {matrix['kind']:<20} {stored} {matrix['shape']} -> {matrix['padded_shape']}")

@@ -23,11 +23,11 @@ def inspect(pack: PackArgument, json: JsonOption = False) -> None:
     matrices = summary.pop("matrices")
     for key, value in summary.items():
         print(f"{key:<15} {', '.join(value) if isinstance(value, list) else value}")
-    print(f"\n{'matrix':<18} {'codec':<5} {'group':>5} {'shape':>16} {'padded':>16} {'error':>8}")
+    print(f"\n{'matrix':<20} {'codec':<5} {'group':>5} {'shape':>16} {'padded':>16} {'error':>8}")
     for m in matrices:
         shape, padded = ("x".join(map(str, m[key])) for key in ("shape", "padded_shape"))
         print(
-            f"{m['kind']:<18} {m['codec']:<5} {m['group_size']:>5} {shape:>16} {padded:>16} {m['rel_rms_error']:>8.3%}"
+            f"{m['kind']:<20} {m['codec']:<5} {m['group_size']:>5} {shape:>16} {padded:>16} {m['rel_rms_error']:>8.3%}"
         )
 
 
