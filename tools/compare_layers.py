@@ -19,6 +19,7 @@ from krasis.errors import KrasisError
 from krasis.pack.manifest import Settings
 from krasis.pack.reader import Pack
 from krasis.runtime.engine import Engine
+from krasis.runtime.plan import PREFILL_CHUNK
 from krasis.runtime.reference import ReferenceBackend
 
 import torch  # isort: skip
@@ -106,6 +107,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=100, help="random tokens to run (100)")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference that passes (1e-4)")
     options = parser.parse_args()
+    if not 1 <= options.tokens <= PREFILL_CHUNK:
+        parser.error(f"--tokens is {options.tokens}: expected 1 to {PREFILL_CHUNK}, which run at once")
     try:
         first = compare(options.checkpoint, options.tokens, options.tolerance)
     except KrasisError as error:

@@ -26,25 +26,27 @@ class Config:
         self._seen: set[str] = set()
 
     def take(self, kind: type[T], *names: str, default: T | None = None, least: int = 1) -> T:
-        """The value under the first of `names` that is there.
+        """The value under whichever of `names` is there.
 
-        InputError where it is missing, of another type, an integer below `least` or a number not above zero.
+        InputError where it is missing, of another type, an integer below `least` or a number not above zero, and where
+        two names differ.
         """
         self._seen.update(names)
-        for name in names:
-            value = self._tree.get(name)
-            if value is None:
-                continue
-            if kind is float and type(value) is int and value < _INT_END:
-                value = float(value)
-            if type(value) is not kind:
-                raise InputError(f"{name} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")
-            if expected := _out_of_range(value, least):
-                raise InputError(f"{name} is {value!r}", where="config.json", expected=expected)
-            return value
-        if default is None:
-            raise InputError(f"{names[0]} is missing", where="config.json", expected=f"of type {kind.__name__}")
-        return default
+        given = [name for name in names if self._tree.get(name) is not None]
+        if not given:
+            if default is None:
+                raise InputError(f"{names[0]} is missing", where="config.json", expected=f"of type {kind.__name__}")
+            return default
+        value = self._tree[given[0]]
+        for name in given[1:]:
+            self.hold(self._tree[name] == value, name, f"{value!r}, as {given[0]}")
+        if kind is float and type(value) is int and value < _INT_END:
+            value = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{given[0]} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")
+        if expected := _out_of_range(value, least):
+            raise InputError(f"{given[0]} is {value!r}", where="config.json", expected=expected)
+        return value
 
     def ints(self, name: str) -> tuple[int, ...]:
         """A list of indices or ids, empty where missing; a single one counts as a list."""
@@ -112,10 +114,9 @@ class Config:
         return heads, kv_heads, head_dim
 
     def experts(self, *names: str) -> tuple[int, int]:
-        """(routed experts, under the first of `names` that is there; how many of them a token uses)."""
+        """(routed experts, under whichever of `names` is there; how many of them a token uses)."""
         experts = self.take(int, *names)
         chosen = self.take(int, "num_experts_per_tok", "experts_per_token")
-        self.require("experts_per_token", chosen)
         self.hold(chosen <= experts, "num_experts_per_tok", f"at most {experts} experts")
         return experts, chosen
 
@@ -132,6 +133,8 @@ class Config:
         if partial is not None:
             self._seen.add("partial_rotary_factor")
             outer["partial_rotary_factor"] = self._tree.get("partial_rotary_factor")
+        for name, value in outer.items():
+            self.hold(value is None or nested.get(name) in (None, value), name, f"{nested.get(name)!r}, as nested")
         rope = Config(outer | nested)
         theta = rope.take(float, "rope_theta")
         share = 1.0 if partial is None else rope.take(float, "partial_rotary_factor", default=partial)

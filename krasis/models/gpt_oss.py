@@ -48,7 +48,6 @@ def parse_config(tree: Mapping[str, Any]) -> Spec:
     common = config.common()
     heads, kv_heads, head_dim = config.heads()
     experts, chosen = config.experts("num_local_experts", "num_experts")
-    config.require("num_experts", experts)
     spec = Spec(
         **common,
         num_heads=heads,
