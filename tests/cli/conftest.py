@@ -1,9 +1,11 @@
 """The command line, called in this process where that will do and in its own where it must."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -55,7 +57,11 @@ def spawn():
     def start(*arguments):
         command = [sys.executable, "-m", "krasis", *map(str, arguments)]
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True))
+        # A shell's background jobs ignore interrupts, and so would what they start.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        processes.append(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+        )
         return processes[-1]
 
     yield start
