@@ -39,19 +39,22 @@ def convert(
 
     from krasis.convert.checkpoint import fetch
     from krasis.convert.pipeline import Conversion
+    from krasis.native.cores import physical_cores
 
     codec, bits = _experts(expert_codec, expert_bits)
     settings = _settings(bits, dense_bits, group_size, layouts)
-    if jobs is not None:
-        _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
-        torch.set_num_threads(jobs)
+    if jobs is None:
+        jobs = physical_cores()
+    _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
+    # Threads of ours share out the work; torch's would stand in each other's way.
+    torch.set_num_threads(1)
     conversion = Conversion(fetch(source, revision), settings, codec)
     if dry_run:
         _print_plan(conversion.summary(), json)
         return
     begin = time.monotonic()
     with Reporter() as reporter:
-        manifest = conversion.run(pack, reporter, force=force)
+        manifest = conversion.run(pack, reporter, force=force, jobs=jobs)
     seconds = time.monotonic() - begin
     if json:
         emit_json({"pack": str(pack), "root_hash": manifest.root, "bytes": manifest.weight_bytes, "seconds": seconds})

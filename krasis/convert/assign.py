@@ -8,9 +8,9 @@ import torch
 from krasis import quant
 from krasis.layout.marlin import padded_shape
 from krasis.models.weight import Group, Source, Weight
+from krasis.pack.file_writer import SegmentPlan
 from krasis.pack.manifest import Settings
 from krasis.pack.record import GroupSize, TensorSpec
-from krasis.pack.writer import SegmentPlan
 from krasis.quant import int8, mxfp4
 
 PLAIN = "plain"

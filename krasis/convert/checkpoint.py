@@ -1,22 +1,20 @@
-"""A hub checkpoint: config, tokenizer files and safetensors shards, read one tensor at a time."""
+"""A hub checkpoint: config, tokenizer files and the tensors of its shards, read one at a time."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from krasis.convert import encodings
 from krasis.convert.encodings.plain import DTYPES
-from krasis.convert.encodings.stored import Coded, Encoding, Header, Stored
+from krasis.convert.encodings.stored import Coded, Encoding, Stored
+from krasis.convert.store import FolderStore, Store
 from krasis.errors import InputError
 from krasis.models.weight import Source
-from krasis.pack.manifest import FileHash
-
-T = TypeVar("T")
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -49,38 +47,41 @@ def fetch(source: str, revision: str | None) -> Path:
 
 
 class Checkpoint:
-    """A checkpoint folder. Raises InputError where it is not one, or names files outside itself.
+    """A checkpoint in a store. Raises InputError where it is not one, or names files outside itself.
 
-    `headers` has what every tensor says of itself; no weight is read before `load`.
+    `headers` has what every tensor says of itself; no weight is read before `load`, which any thread may call.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = self._json("config.json")
-        self.shard_of = self._shards()
-        self._open: dict[str, Any] = {}
-        self.headers = {name: self._header(name) for name in self.shard_of}
+    def __init__(self, store: Store | Path) -> None:
+        self.store: Store = FolderStore(store) if isinstance(store, Path) else store
+        self.where = self.store.where
+        self.config = self._need("config.json", "a hub checkpoint with safetensors")
+        listed = self._listed()
+        self.shards = sorted(set(listed.values())) if listed is not None else [SINGLE]
+        stored = {shard: self.store.headers(shard) for shard in self.shards}
+        self.shard_of = dict.fromkeys(stored[SINGLE], SINGLE) if listed is None else listed
+        for name, shard in self.shard_of.items():
+            if name not in stored[shard]:
+                raise InputError(f"can't read {name}: the shard lacks it", where=f"{self.where}/{shard}")
+        self.headers = {name: stored[shard][name] for name, shard in self.shard_of.items()}
         self._encodings = encodings.of(self.config)
-        # Neighbours often take their rows from one tensor.
-        self._last: tuple[tuple[str, int | None, bool], Stored] | None = None
-
-    @property
-    def shards(self) -> list[str]:
-        return sorted(set(self.shard_of.values()))
+        self._open: dict[str, Any] = {}
+        self._opening = threading.Lock()
+        # Neighbours often take their rows from one tensor; every thread keeps the last it decoded.
+        self._last = threading.local()
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end tokens that generation_config.json names, none where it is silent."""
-        if not (self.folder / "generation_config.json").is_file():
-            return ()
-        found = self._json("generation_config.json").get("eos_token_id")
+        generation = self._json("generation_config.json") or {}
+        found = generation.get("eos_token_id")
         ids = [] if found is None else found if isinstance(found, list) else [found]
         if not all(type(token) is int and token >= 0 for token in ids):
             raise InputError(f"eos_token_id is {found!r}", where="generation_config.json", expected="token ids")
         return tuple(ids)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        paths = (self.folder / name for name in TOKENIZER_FILES)
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        found = ((name, self.store.small(name)) for name in TOKENIZER_FILES)
+        return {name: content for name, content in found if content is not None}
 
     def tensors(self, source: Source) -> tuple[str, ...]:
         """The tensors that hold a source, however they are encoded; its own name where there are none."""
@@ -92,10 +93,10 @@ class Checkpoint:
             whole = self._encoding(source).shape(source, self.headers)
             rows = _pick(torch.empty(whole, device="meta"), source)
         except InputError as error:
-            raise InputError(str(error), where=self.folder) from error
+            raise InputError(str(error), where=self.where) from error
         found = tuple(rows.T.shape if source.turned else rows.shape)
         if found != shape:
-            raise InputError(f"{source.name} gives {list(found)}", where=self.folder, expected=f"{list(shape)}")
+            raise InputError(f"{source.name} gives {list(found)}", where=self.where, expected=f"{list(shape)}")
 
     def dtype(self, source: Source) -> torch.dtype:
         """The dtype of an unquantized source; bfloat16 for others, whose numbers have fewer bits than that."""
@@ -109,85 +110,78 @@ class Checkpoint:
         """The rows that a source takes, which must have passed `check`. Raises InputError where they can't be read."""
         return _rows(self._whole(source), source)
 
+    def shards_of(self, source: Source) -> set[str]:
+        """The shards that hold a source's tensors."""
+        return {self.shard_of[name] for name in self.tensors(source)}
+
+    def close(self, shard: str) -> None:
+        """Let go of a shard's mapping; a later `load` opens it again."""
+        with self._opening:
+            self._open.pop(shard, None)
+
     def _whole(self, source: Source) -> Stored:
         key = source.name, source.index, source.columns
-        if self._last is None or self._last[0] != key:
+        last: tuple[object, Stored] | None = getattr(self._last, "found", None)
+        if last is None or last[0] != key:
             try:
-                self._last = key, self._encoding(source).read(self._read, source)
+                last = key, self._encoding(source).read(self._read, source)
             except InputError as error:
-                raise InputError(f"{source.name}: {error}", where=self.folder) from error
-        return self._last[1]
+                raise InputError(f"{source.name}: {error}", where=self.where) from error
+            self._last.found = last
+        return last[1]
 
     def _encoding(self, source: Source) -> Encoding:
         held = (found for found in self._encodings if found.names(source.name, self.headers))
         return next(held, self._encodings[-1])
 
-    def _header(self, name: str) -> Header:
-        found = self._tensor(name, lambda shard: shard.get_slice(name))
-        return Header(found.get_dtype(), tuple(found.get_shape()))
-
     def _read(self, name: str, index: int | None) -> torch.Tensor:
-        def read(shard: Any) -> torch.Tensor:
-            found: torch.Tensor = shard.get_tensor(name) if index is None else shard.get_slice(name)[index]
-            return found
-
-        return self._tensor(name, read)
-
-    def hashes(self, progress: Callable[[int], None]) -> list[FileHash]:
-        """The size and hash of every shard; `progress` is called with bytes as they are read."""
-        return [self._hash(name, progress) for name in self.shards]
-
-    def _hash(self, name: str, progress: Callable[[int], None]) -> FileHash:
-        path, digest = self.folder / name, hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-                progress(len(chunk))
-        return FileHash(name, path.stat().st_size, digest.hexdigest())
-
-    def _tensor(self, name: str, read: Callable[[Any], T]) -> T:
+        shard = self.shard_of[name]
         try:
-            return read(self._shard(self.shard_of[name]))
+            opened = self._shard(shard)
+            found: torch.Tensor = opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
         except SafetensorError as error:
-            raise InputError(f"can't read {name}: {error}", where=self.folder / self.shard_of[name]) from error
+            raise InputError(f"can't read {name}: {error}", where=f"{self.where}/{shard}") from error
+        return found
 
     def _shard(self, name: str) -> Any:
-        if name not in self._open:
-            try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")
-            except (SafetensorError, OSError) as error:
-                hint = "download it again"
-                raise InputError(f"not a safetensors file: {error}", where=self.folder / name, hint=hint) from error
-        return self._open[name]
+        with self._opening:
+            if name not in self._open:
+                path = self.store.fetch(name, lambda amount: None)
+                try:
+                    self._open[name] = safe_open(path, framework="pt")
+                except (SafetensorError, OSError) as error:
+                    hint = "download it again"
+                    raise InputError(f"not a safetensors file: {error}", where=path, hint=hint) from error
+            return self._open[name]
 
-    def _shards(self) -> dict[str, str]:
-        if (self.folder / INDEX).is_file():
-            listed = self._json(INDEX).get("weight_map")
-            if not isinstance(listed, dict) or not all(map(_plain_name, listed.values())):
-                raise InputError(
-                    "no valid weight_map", where=self.folder / INDEX, expected="tensor -> file in the folder"
-                )
-            self._refuse_missing(set(listed.values()))
-            return listed
-        self._refuse_missing({SINGLE})
-        self.shard_of, self._open = {}, {}
-        return dict.fromkeys(self._shard(SINGLE).keys(), SINGLE)
+    def _listed(self) -> dict[str, str] | None:
+        """Tensor -> shard as the index has it, None where there is no index."""
+        index = self._json(INDEX)
+        if index is None:
+            return None
+        listed = index.get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(map(_plain_name, listed.values())):
+            raise InputError(
+                "no valid weight_map", where=f"{self.where}/{INDEX}", expected="tensor -> file in the folder"
+            )
+        return listed
 
-    def _refuse_missing(self, shards: set[str]) -> None:
-        for shard in sorted(shards):
-            if not (self.folder / shard).is_file():
-                raise InputError("a weight file is missing", where=self.folder / shard, hint="download the model again")
+    def _need(self, name: str, expected: str) -> Mapping[str, Any]:
+        found = self._json(name)
+        if found is None:
+            raise InputError(f"no {name}", where=self.where, expected=expected)
+        return found
 
-    def _json(self, name: str) -> Mapping[str, Any]:
-        path = self.folder / name
+    def _json(self, name: str) -> Mapping[str, Any] | None:
+        content = self.store.small(name)
+        if content is None:
+            return None
         try:
-            tree = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise InputError(f"no {name}", where=self.folder, expected="a hub checkpoint with safetensors") from error
+            tree = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"not JSON: {error}", where=path) from error
+            raise InputError(f"not JSON: {error}", where=f"{self.where}/{name}") from error
         if not isinstance(tree, dict):
-            raise InputError("not a JSON object", where=path)
+            raise InputError("not a JSON object", where=f"{self.where}/{name}")
         return tree
 
 

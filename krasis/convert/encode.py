@@ -1,6 +1,6 @@
 """Turn checkpoint tensors into the arrays of a record: stack, pad with zeros, quantize, lay out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,29 +11,39 @@ from krasis import quant
 from krasis.convert.encodings.stored import Coded, Stored
 from krasis.pack.record import TensorSpec
 from krasis.quant import int4, int8, mxfp4
-from krasis.quant.codec import Quantized, relative_rms
+from krasis.quant.codec import Quantized, squares
 
-Arrays = dict[tuple[str, str], Tensor]
+BLOCK = 64
+"""Rows of a padded matrix quantized at once: what every layout keeps together."""
 
-
-def encode_plain(spec: TensorSpec, sources: list[Stored]) -> Arrays:
-    """The stored values of an unquantized tensor, padded where it is a vector."""
-    rows = spec.padded_shape[0] // len(sources)
-    whole = torch.cat([_pad_rows(values(source), rows) for source in sources])
-    return {(spec.name, "values"): quant.get(spec.codec).encode(whole)}
+Target = tuple[str, Tensor, Tensor]
+"""(layout, codes, scales): where a matrix goes, both arrays whole."""
 
 
-def quantize(spec: TensorSpec, sources: list[Stored]) -> tuple[Quantized, float]:
-    """Stack the sources as padded parts and quantize. Also gives the relative RMS error of the logical weights.
+def encode_plain(spec: TensorSpec, sources: list[Stored], place: Tensor, rows: range) -> None:
+    """Fill `rows` of an unquantized tensor, its parts padded where it is a vector. `place` holds zeros so far."""
+    codec, part = quant.get(spec.codec), spec.padded_shape[0] // len(sources)
+    for number, source in enumerate(sources):
+        weight = values(source)
+        first, last = number * part, number * part + len(weight)
+        some = range(max(first, rows.start), min(last, rows.stop))
+        if some:
+            place[some.start : some.stop] = codec.encode(weight[some.start - first : some.stop - first])
+
+
+def encode_quantized(spec: TensorSpec, sources: list[Stored], targets: Sequence[Target], rows: range) -> Tensor:
+    """Fill `rows` of a quantized matrix in every layout; float64 [blocks, 2] squares of errors and weights.
 
     Sources that the codec holds exactly are taken as they are.
     """
-    if exact := _as_they_are(spec, sources):
-        return exact, 0.0
     weight = pad_parts(spec, map(values, sources))
     codec = quant.get(spec.codec)
-    quantized = codec.quantize(weight, spec.group_size)
-    return quantized, relative_rms(weight, codec.dequantize(quantized))
+    quantized = _as_they_are(spec, sources) or codec.quantize(weight, spec.group_size)
+    for layout, codes, scales in targets:
+        order = layouts.get(layout)
+        codes.copy_(order.pack(quantized.codes, codec.BITS))
+        scales.copy_(order.pack_scales(quantized.scales, spec.padded_shape[1], spec.group_size))
+    return torch.tensor([squares(weight, codec.dequantize(quantized))], dtype=torch.float64)
 
 
 def values(stored: Stored) -> Tensor:
@@ -85,18 +95,5 @@ EXACT = {
 """(from, to) -> how a matrix is carried over without error, in groups of the same size."""
 
 
-def lay_out(spec: TensorSpec, quantized: Quantized, layout: str) -> Arrays:
-    """The codes and scales of a quantized matrix in the byte order of `layout`."""
-    order, bits, k = layouts.get(layout), quant.get(spec.codec).BITS, spec.padded_shape[1]
-    return {
-        (spec.name, "codes"): order.pack(quantized.codes, bits),
-        (spec.name, "scales"): order.pack_scales(quantized.scales, k, spec.group_size),
-    }
-
-
 def _pad_to(tensor: Tensor, height: int, width: int, value: int) -> Tensor:
     return functional.pad(tensor, (0, width - tensor.shape[1], 0, height - len(tensor)), value=value)
-
-
-def _pad_rows(tensor: Tensor, rows: int) -> Tensor:
-    return functional.pad(tensor, (0, rows - len(tensor))) if tensor.ndim == 1 else tensor

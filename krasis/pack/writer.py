@@ -9,23 +9,30 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
-import torch
 
-from krasis.errors import FitError, KrasisError, UsageError
+from krasis.errors import FitError, UsageError
 from krasis.pack import manifest as manifests
 from krasis.pack.disk import TMP, disk_errors, sync_folder, write_synced
-from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment, Settings
+from krasis.pack.file_writer import FileWriter, SegmentPlan
+from krasis.pack.manifest import FileHash, Manifest, PackFile, Settings
+from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import PARTIAL
-from krasis.pack.record import TensorSpec, record_bytes, sections
 
 JOURNAL = "journal.jsonl"
-Arrays = Mapping[tuple[str, str], torch.Tensor]
+
+
+class SourceNote(msgspec.Struct, tag="source", forbid_unknown_fields=True, frozen=True):
+    """A file the pack is made from. `identity` is what tells cheaply whether it is still the one that was hashed."""
+
+    file: FileHash
+    identity: str
 
 
 class _Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
@@ -37,84 +44,32 @@ class _Done(msgspec.Struct, tag="done", forbid_unknown_fields=True):
     errors: dict[str, list[float]]
 
 
-@dataclass(frozen=True)
-class SegmentPlan:
-    """A segment to write: `count` records of `tensors` in `layout`."""
-
-    name: str
-    layout: str
-    tensors: tuple[TensorSpec, ...]
-    count: int
-
-    @property
-    def bytes(self) -> int:
-        return self.count * record_bytes(self.tensors, self.layout)
-
-
-class FileWriter:
-    """One file of weights in the making. Records may be put in any order, each exactly once."""
-
-    def __init__(self, name: str, file: BinaryIO, plans: list[SegmentPlan]) -> None:
-        self._name, self._file = name, file
-        self._plans = {(plan.name, plan.layout): plan for plan in plans}
-        self._offsets: dict[tuple[str, str], int] = {}
-        self._hashes: dict[tuple[str, str], list[str]] = {}
-        self.errors: dict[str, list[float]] = {}
-        end = 0
-        for key, plan in self._plans.items():
-            self._offsets[key] = end
-            self._hashes[key] = [""] * plan.count
-            end += plan.bytes
-        self._bytes = end
-        file.truncate(end)
-
-    def put(self, name: str, layout: str, index: int, arrays: Arrays) -> None:
-        """Write one record: (tensor, part) -> an array of the shape and dtype its section needs."""
-        plan = self._plans[name, layout]
-        if not 0 <= index < plan.count or self._hashes[name, layout][index]:
-            expected = f"0 to {plan.count - 1}, each once"
-            raise KrasisError(f"record {index} of {name}@{layout}", where=self._name, expected=expected)
-        record = bytearray(record_bytes(plan.tensors, layout))
-        for section in sections(plan.tensors, layout):
-            array = arrays[section.tensor, section.part].contiguous()
-            if array.dtype != section.dtype or tuple(array.shape) != section.shape:
-                raise KrasisError(
-                    f"{section.tensor} {section.part} is {array.dtype} {tuple(array.shape)}",
-                    where=f"{name}@{layout}",
-                    expected=f"{section.dtype} {section.shape}",
-                )
-            record[section.offset : section.offset + section.bytes] = array.flatten().view(torch.uint8).numpy().data
-        self._file.seek(self._offsets[name, layout] + index * len(record))
-        self._file.write(record)
-        self._hashes[name, layout][index] = hashlib.sha256(record).hexdigest()
-
-    def put_error(self, name: str, tensor: str, figure: float) -> None:
-        """Note the relative RMS error of the next record's matrix."""
-        self.errors.setdefault(f"{name}.{tensor}", []).append(figure)
-
-    def entry(self) -> PackFile:
-        """What was written. Raises KrasisError where a record is missing."""
-        for (name, layout), hashes in self._hashes.items():
-            if not all(hashes):
-                raise KrasisError(f"record {hashes.index('')} of {name}@{layout} was never written", where=self._name)
-        found = (
-            Segment(plan.name, plan.layout, self._offsets[key], plan.tensors, tuple(self._hashes[key]))
-            for key, plan in self._plans.items()
-        )
-        return PackFile(self._name, self._bytes, tuple(found))
-
-
 class PackWriter:
     """A pack in the making at `path`, under a lock. `key` names the job: a partial pack of another key is dropped.
 
-    Raises UsageError where `path` exists (with `force` only a pack is replaced) or another writer is at work, FitError
-    where the disk has less than `need` bytes free.
+    So is one made from other sources: `recheck` gives what it notes of each anew, None where it changed. What an
+    earlier run finished is hashed again on `threads`, which `progress` shows. Files may be finished and sources noted
+    from any thread. Raises UsageError where `path` exists (with `force` only a pack is replaced) or another writer is
+    at work, FitError where the disk has less than `need` bytes free.
     """
 
-    def __init__(self, path: Path, key: str, need: int, *, force: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        need: int,
+        *,
+        force: bool = False,
+        recheck: Callable[[SourceNote], SourceNote | None] = lambda note: note,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + PARTIAL)
+        self.finished: dict[str, _Done] = {}
+        self.sources: dict[str, SourceNote] = {}
         self._force = force
+        self._journal = threading.Lock()
         self._refuse_existing()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +79,7 @@ class PackWriter:
         self._lock = self._take_lock()
         try:
             self._refuse_foreign()
-            self.finished = self._resume(key)
+            self._resume(key, recheck, threads, progress or Silent())
             self._start(key)
             self._check_space(need)
         except BaseException:
@@ -137,19 +92,28 @@ class PackWriter:
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
+    def open(self, name: str, plans: list[SegmentPlan]) -> FileWriter:
+        """Begin a file, to be given to `finish`, or closed and forgotten. Raises FitError on a full disk."""
+        return FileWriter(self._scratch(name), name, plans)
+
+    def finish(self, file: FileWriter) -> None:
+        """Give a file whose records were all written its name, and note it in the journal."""
+        entry = _Done(*file.finish())
+        self._scratch(file.name).rename(self.partial / file.name)
+        self._note(entry)
+        self.finished[file.name] = entry
+
     @contextlib.contextmanager
     def file(self, name: str, plans: list[SegmentPlan]) -> Iterator[FileWriter]:
-        """Write one file: whole and noted in the journal when the block ends, absent where it fails."""
-        scratch = self.partial / f"{name}{TMP}"
-        with disk_errors(scratch), scratch.open("wb") as handle:
-            writer = FileWriter(name, handle, plans)
-            yield writer
-            handle.flush()
-            os.fsync(handle.fileno())
-            entry = _Done(writer.entry(), writer.errors)
-        scratch.rename(self.partial / name)
-        self._note(entry)
-        self.finished[name] = entry
+        """Write one file: finished when the block ends, absent where it fails."""
+        with disk_errors(self._scratch(name)), contextlib.closing(self.open(name, plans)) as file:
+            yield file
+            self.finish(file)
+
+    def note_source(self, note: SourceNote) -> None:
+        """Remember the hash of a source, so that a later run need not read it for that."""
+        self._note(note)
+        self.sources[note.file.name] = note
 
     def extra(self, name: str, content: bytes) -> FileHash:
         """Write a small file that travels with the pack."""
@@ -218,36 +182,67 @@ class PackWriter:
             raise UsageError("another convert is writing this pack", where=self.partial, hint=hint) from None
         return lock
 
-    def _resume(self, key: str) -> dict[str, _Done]:
-        """What an earlier run of the same job finished, read back and hashed again."""
+    def _resume(
+        self, key: str, recheck: Callable[[SourceNote], SourceNote | None], threads: int, progress: Progress
+    ) -> None:
+        """Find what an earlier run of the same job finished, and hash it again."""
+        claims = self._claims(key)
+        sources = [recheck(note) for note in claims if isinstance(note, SourceNote)]
+        if None in sources:
+            return
+        done = [claim for claim in claims if isinstance(claim, _Done)]
+        if done:
+            progress.start("checking what is finished", sum(claim.file.bytes for claim in done))
+        with ThreadPoolExecutor(threads) as pool:
+            for claim, intact in zip(done, pool.map(self._intact, done), strict=True):
+                progress.advance(claim.file.bytes)
+                if intact:
+                    self.finished[claim.file.name] = claim
+        self.sources = {note.file.name: note for note in sources if note is not None}
+
+    def _claims(self, key: str) -> "list[SourceNote | _Done]":
+        """The journal of an earlier run, none where it was of another job."""
         try:
             lines = (self.partial / JOURNAL).read_bytes().splitlines()
             if msgspec.json.decode(lines[0], type=_Start).key != key:
-                return {}
+                return []
         except (OSError, IndexError, ValueError):
-            return {}
-        finished = {}
+            return []
+        claims = []
         for line in lines[1:]:
             # A kill may cut the last line short; its file is simply written again.
             with contextlib.suppress(ValueError):
-                entry = msgspec.json.decode(line, type=_Done)
-                if _intact(self.partial / entry.file.name, entry.file):
-                    finished[entry.file.name] = entry
-        return finished
+                claims.append(msgspec.json.decode(line, type=SourceNote | _Done))
+        return claims
+
+    def _intact(self, claim: _Done) -> bool:
+        path, file = self.partial / claim.file.name, claim.file
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            return False
+        with path.open("rb") as handle:
+            return all(
+                hashlib.sha256(handle.read(segment.record_bytes)).hexdigest() == expected
+                for segment in file.segments
+                for expected in segment.sha256
+            )
 
     def _start(self, key: str) -> None:
         """Drop what is not known to be whole, and begin a journal that says so."""
         for leftover in self.partial.iterdir():
             if leftover.name not in self.finished and leftover.name != JOURNAL:
                 leftover.unlink()
-        lines = [_Start(key), *self.finished.values()]
+        lines = [_Start(key), *self.sources.values(), *self.finished.values()]
         write_synced(self.partial / JOURNAL, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
-    def _note(self, entry: _Done) -> None:
-        with disk_errors(self.partial / JOURNAL), (self.partial / JOURNAL).open("ab") as journal:
-            journal.write(msgspec.json.encode(entry) + b"\n")
+    def _note(self, entry: SourceNote | _Done) -> None:
+        path, line = self.partial / JOURNAL, msgspec.json.encode(entry) + b"\n"
+        with self._journal, disk_errors(path), path.open("ab") as journal:
+            journal.write(line)
             journal.flush()
             os.fsync(journal.fileno())
+
+    def _scratch(self, name: str) -> Path:
+        return self.partial / f"{name}{TMP}"
 
     def _check_space(self, need: int) -> None:
         written = sum(entry.file.bytes for entry in self.finished.values())
@@ -255,14 +250,3 @@ class PackWriter:
         if need - written > free:
             what = f"the pack needs {need - written} more bytes"
             raise FitError(what, where=self.partial, expected=f"{free} are free", hint="make room or name another disk")
-
-
-def _intact(path: Path, file: PackFile) -> bool:
-    if not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    with path.open("rb") as handle:
-        return all(
-            hashlib.sha256(handle.read(segment.record_bytes)).hexdigest() == expected
-            for segment in file.segments
-            for expected in segment.sha256
-        )

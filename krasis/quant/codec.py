@@ -73,13 +73,19 @@ class Codec(Protocol):
 
 def relative_rms(weight: Tensor, approx: Tensor) -> float:
     """||weight - approx|| / ||weight||, 0 where the weight is all zero. Raises InputError where shapes differ."""
+    error, energy = squares(weight, approx)
+    return math.sqrt(error / energy) if energy else 0.0
+
+
+def squares(weight: Tensor, approx: Tensor) -> tuple[float, float]:
+    """Sums of squares of the error and of the weight. Raises InputError where shapes differ."""
     if weight.shape != approx.shape:
         raise InputError(f"shapes {tuple(weight.shape)} and {tuple(approx.shape)}", expected="one shape")
     error = energy = 0.0
     for exact, near in zip(_chunks(weight), _chunks(approx), strict=True):
         energy += _squares(exact.double())
         error += _squares(exact.double() - near.double())
-    return math.sqrt(error / energy) if energy else 0.0
+    return error, energy
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

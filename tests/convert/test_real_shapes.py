@@ -19,10 +19,11 @@ from torch.nn import functional
 from krasis import models, quant
 from krasis.convert.assign import Choice, plan_group
 from krasis.convert.checkpoint import Checkpoint
-from krasis.convert.encode import encode_plain, lay_out, quantize, values
+from krasis.convert.encode import encode_plain, encode_quantized, values
 from krasis.convert.encodings.stored import Coded
 from krasis.models.weight import Group, Source, Weight
 from krasis.pack.reader import Pack
+from krasis.pack.record import sections
 from krasis.runtime.backend import PackedMatrix, strip_parts
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.engine import read_spec
@@ -145,15 +146,24 @@ def test_odd_shapes(hidden, size, codec, group_size, biased, seed):
     plans = plan_group(group, choice, LAYOUTS, lambda source: torch.float32)
     generator = torch.Generator().manual_seed(seed)
     loaded = {w.name: [torch.randn(w.shape, generator=generator) for _ in w.sources] for w in weights}
-    arrays_of = {layout: {} for layout in LAYOUTS}
+    arrays_of = {plan.layout: zeros(plan) for plan in plans}
     for spec in plans[0].tensors:
-        for layout, arrays in arrays_of.items():
-            if spec.quantized:
-                arrays |= lay_out(spec, quantize(spec, loaded[spec.name])[0], layout)
-            else:
-                arrays |= encode_plain(spec, loaded[spec.name])
+        rows = range(spec.padded_shape[0])
+        if spec.quantized:
+            targets = [
+                (layout, found[spec.name, "codes"], found[spec.name, "scales"]) for layout, found in arrays_of.items()
+            ]
+            encode_quantized(spec, loaded[spec.name], targets, rows)
+        else:
+            for found in arrays_of.values():
+                encode_plain(spec, loaded[spec.name], found[spec.name, "values"], rows)
     check_record(plans[0].tensors, weights, loaded, arrays_of)
     check_fit({spec.name: spec for spec in plans[0].tensors}, arrays_of)
+
+
+def zeros(plan):
+    """The arrays of a record as a file in the making has them."""
+    return {(s.tensor, s.part): torch.zeros(s.shape, dtype=s.dtype) for s in sections(plan.tensors, plan.layout)}
 
 
 def check_fit(specs, arrays_of):

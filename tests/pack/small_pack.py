@@ -2,9 +2,10 @@
 
 import torch
 
+from krasis.pack.file_writer import SegmentPlan
 from krasis.pack.manifest import Settings
 from krasis.pack.record import TensorSpec
-from krasis.pack.writer import PackWriter, SegmentPlan
+from krasis.pack.writer import PackWriter
 
 NORM = TensorSpec("norm", "f32", (8,), (8,))
 W = TensorSpec("w", "int4", (128, 64), (128, 64), 32)
@@ -29,7 +30,7 @@ def write_file(pack, name):
     with pack.file(f"{name}.bin", rename(PLANS, name)) as out:
         for index in range(3):
             out.put(f"{name}.experts", "cpu", index, arrays(index))
-            out.put_error(f"{name}.experts", "w", index / 4)
+            out.put_error(f"{name}.experts", "w", index, index / 4)
         out.put(f"{name}.base", "plain", 0, arrays(7, "plain"))
 
 

@@ -5,8 +5,9 @@ import torch
 from small_pack import NEED, NORM, arrays, publish, put, spoil_and_write, stop_after, write_pack
 
 from krasis.errors import FitError, KrasisError, UsageError
+from krasis.pack.file_writer import SegmentPlan
 from krasis.pack.reader import Pack
-from krasis.pack.writer import PackWriter, SegmentPlan
+from krasis.pack.writer import PackWriter
 
 
 def test_what_was_written_is_read(path):

@@ -10,8 +10,9 @@ import pytest
 from small_pack import NEED, PLANS, arrays, spoil_and_write, stop_after, write_pack
 
 from krasis.errors import FitError, InputError
+from krasis.pack.file_writer import FileWriter
 from krasis.pack.reader import Pack
-from krasis.pack.writer import FileWriter, PackWriter
+from krasis.pack.writer import PackWriter
 
 
 def test_resume_skips_what_is_finished(path, partial):

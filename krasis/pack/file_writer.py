@@ -1,0 +1,146 @@
+"""One file of weights in the making: reserved on disk, mapped, its records filled in place by any number of threads."""
+
+import errno
+import hashlib
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from krasis.errors import KrasisError
+from krasis.pack.disk import disk_errors
+from krasis.pack.manifest import PackFile, Segment
+from krasis.pack.record import Section, TensorSpec, record_bytes, sections
+
+Arrays = Mapping[tuple[str, str], Tensor]
+"""(tensor, part) -> the array of its section."""
+
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """A segment to write: `count` records of `tensors` in `layout`."""
+
+    name: str
+    layout: str
+    tensors: tuple[TensorSpec, ...]
+    count: int
+
+    @property
+    def record_bytes(self) -> int:
+        return record_bytes(self.tensors, self.layout)
+
+    @property
+    def bytes(self) -> int:
+        return self.count * self.record_bytes
+
+
+class FileWriter:
+    """Records may be filled in any order and by several threads, each exactly once.
+
+    The file's whole size is reserved first: a disk that fills up later can't take a page of the mapping away. Raises
+    FitError where there is no room.
+    """
+
+    def __init__(self, path: Path, name: str, plans: list[SegmentPlan]) -> None:
+        self.name = name
+        self._path, self._plans = path, {(plan.name, plan.layout): plan for plan in plans}
+        self._offsets: dict[tuple[str, str], int] = {}
+        self._hashes: dict[tuple[str, str], list[str]] = {}
+        self._errors = {f"{p.name}.{t.name}": [0.0] * p.count for p in plans for t in p.tensors if t.quantized}
+        self._lock = threading.Lock()
+        end = 0
+        for key, plan in self._plans.items():
+            self._offsets[key] = end
+            self._hashes[key] = [""] * plan.count
+            end += plan.bytes
+        self.bytes = end
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            with disk_errors(path):
+                os.posix_fallocate(self._handle, 0, end)
+            self._map = mmap.mmap(self._handle, end)
+        except BaseException:
+            os.close(self._handle)
+            raise
+        self._data = torch.frombuffer(memoryview(self._map), dtype=torch.uint8)
+
+    def arrays(self, name: str, layout: str, index: int) -> dict[tuple[str, str], Tensor]:
+        """The sections of a record, zeros so far, to be filled in place before `seal`."""
+        data = self.record(name, layout, index)
+        return {(s.tensor, s.part): _view(data, s) for s in sections(self._plans[name, layout].tensors, layout)}
+
+    def record(self, name: str, layout: str, index: int) -> Tensor:
+        """The bytes of a record, uint8, zeros so far, to be filled in place before `seal`."""
+        plan = self._plans[name, layout]
+        if not 0 <= index < plan.count or self._hashes[name, layout][index]:
+            expected = f"0 to {plan.count - 1}, each once"
+            raise KrasisError(f"record {index} of {name}@{layout}", where=self.name, expected=expected)
+        self._populate(self._offsets[name, layout] + index * plan.record_bytes, plan.record_bytes)
+        return self._slice(name, layout, index)
+
+    def seal(self, name: str, layout: str, index: int) -> None:
+        """Hash a record, which must not change any more."""
+        digest = hashlib.sha256(self._slice(name, layout, index).numpy().data).hexdigest()
+        with self._lock:
+            self._hashes[name, layout][index] = digest
+
+    def put(self, name: str, layout: str, index: int, arrays: Arrays) -> None:
+        """Write a record whole: (tensor, part) -> an array of the dtype and shape its section has."""
+        for key, place in self.arrays(name, layout, index).items():
+            array = arrays[key]
+            if array.dtype != place.dtype or array.shape != place.shape:
+                what = f"{' '.join(key)} is {array.dtype} {tuple(array.shape)}"
+                raise KrasisError(what, where=f"{name}@{layout}", expected=f"{place.dtype} {tuple(place.shape)}")
+            place.copy_(array)
+        self.seal(name, layout, index)
+
+    def put_error(self, name: str, tensor: str, index: int, figure: float) -> None:
+        """Note the relative RMS error of a record's matrix."""
+        self._errors[f"{name}.{tensor}"][index] = figure
+
+    def finish(self) -> tuple[PackFile, dict[str, list[float]]]:
+        """Sync and close the file; what was written. Raises KrasisError where a record is missing."""
+        for (name, layout), hashes in self._hashes.items():
+            if not all(hashes):
+                raise KrasisError(f"record {hashes.index('')} of {name}@{layout} was never written", where=self.name)
+        with disk_errors(self._path):
+            os.fsync(self._handle)
+        self.close()
+        found = (
+            Segment(plan.name, plan.layout, self._offsets[key], plan.tensors, tuple(self._hashes[key]))
+            for key, plan in self._plans.items()
+        )
+        return PackFile(self.name, self.bytes, tuple(found)), self._errors
+
+    def close(self) -> None:
+        """Let go of the file. The mapping goes when the last view of it does."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+            del self._data, self._map
+
+    def _slice(self, name: str, layout: str, index: int) -> Tensor:
+        size = self._plans[name, layout].record_bytes
+        start = self._offsets[name, layout] + index * size
+        return self._data[start : start + size]
+
+    def _populate(self, start: int, size: int) -> None:
+        """One call for the pages of a record: a fault each would take longer than writing them."""
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            self._map.madvise(_POPULATE_WRITE, first, start + size - first)
+        except OSError as error:
+            # Older kernels fault page by page.
+            if error.errno != errno.EINVAL:
+                raise
+
+
+def _view(data: Tensor, section: Section) -> Tensor:
+    return data[section.offset : section.offset + section.bytes].view(section.dtype).view(section.shape)
