@@ -1,4 +1,4 @@
-"""The shards of a checkpoint while it is converted: each fetched, hashed and noted once, before it is used."""
+"""The shards of a checkpoint while it is converted: each fetched, hashed and noted once, while others are used."""
 
 import hashlib
 import threading
@@ -12,7 +12,7 @@ from krasis.pack.manifest import FileHash
 from krasis.pack.writer import SourceNote
 
 AHEAD = 1
-"""Shards made ready beyond those that were asked for. Reading for the hash warms the page cache for what follows."""
+"""Shards fetched and hashed beyond those that were asked for. Hashing warms the page cache for what follows."""
 
 _CHUNK = 1 << 22
 
@@ -20,8 +20,8 @@ _CHUNK = 1 << 22
 class Sources:
     """`uses` has the shards of every piece of work in order; `noted` those that an earlier run hashed.
 
-    A thread makes shards ready in the order of their first use; what it raises, `wait` raises. `note` is called with
-    each hash.
+    A thread fetches and hashes shards in the order of their first use; what it raises, `wait` and `check` raise. `note`
+    is called with each hash.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Sources:
         self._order = list(dict.fromkeys(shard for use in uses for shard in sorted(use)))
         # What nothing uses is hashed for the record alone, unless its hash is known.
         self._order += [shard for shard, uses in self._left.items() if not uses and not self._known(shard)]
-        self._ready: set[str] = set()
+        self._here: set[str] = set()
         self._asked = 0
         self._error: BaseException | None = None
         self._stopped = False
@@ -58,19 +58,16 @@ class Sources:
         self._thread.join()
 
     def wait(self, shards: frozenset[str]) -> None:
-        """Return once the shards lie on disk, hashed."""
+        """Return once the shards lie on disk."""
         with self._changed:
             last = max((self._order.index(shard) for shard in shards), default=-1)
             self._asked = max(self._asked, last + 1)
             self._changed.notify_all()
-            # Woken now and then, so that an interrupt from the keyboard is heard.
-            while not shards <= self._ready and self._error is None:
-                self._changed.wait(timeout=0.5)
-            if self._error is not None:
-                raise self._error
+        self._wait(lambda: shards <= self._here)
 
     def check(self, shards: frozenset[str]) -> None:
-        """Raises InputError where a shard is not what was hashed any more."""
+        """Return once shards that were waited for are hashed. Raises InputError where one changed since."""
+        self._wait(lambda: shards <= self.notes.keys())
         for shard in shards:
             if self._store.identity(shard) != self.notes[shard].identity:
                 hint = "convert again once it stays as it is"
@@ -89,6 +86,7 @@ class Sources:
     def hashes(self) -> list[FileHash]:
         """The hash of every shard."""
         self.wait(frozenset(self._order))
+        self._wait(lambda: self.notes.keys() >= set(self._order))
         for shard in self._left:
             if shard not in self.notes:
                 known = self._store.sha256(shard)
@@ -100,6 +98,14 @@ class Sources:
     def _known(self, shard: str) -> bool:
         return shard in self.notes or self._store.sha256(shard) is not None
 
+    def _wait(self, until: Callable[[], bool]) -> None:
+        with self._changed:
+            # Woken now and then, so that an interrupt from the keyboard is heard.
+            while not until() and self._error is None:
+                self._changed.wait(timeout=0.5)
+            if self._error is not None:
+                raise self._error
+
     def _run(self) -> None:
         try:
             for position, shard in enumerate(self._order):
@@ -108,29 +114,30 @@ class Sources:
                         self._changed.wait()
                     if self._stopped:
                         return
-                self._make_ready(shard)
+                path = self._store.fetch(shard, lambda amount: None)
                 with self._changed:
-                    self._ready.add(shard)
+                    self._here.add(shard)
                     self._changed.notify_all()
+                if shard not in self.notes:
+                    self._hash(shard, path)
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _make_ready(self, shard: str) -> None:
-        path = self._store.fetch(shard, lambda amount: None)
-        if shard in self.notes:
-            return
-        identity = self._store.identity(shard)
+    def _hash(self, shard: str, path: Path) -> None:
+        identity, known = self._store.identity(shard), self._store.sha256(shard)
         found = hash_file(shard, path, lambda: not self._stopped)
         if self._stopped:
             return
-        known = self._store.sha256(shard)
         if known not in (None, found.sha256):
             what, hint = f"its SHA-256 is {found.sha256}", "download it again"
             raise InputError(what, where=path, expected=str(known), hint=hint)
-        self.notes[shard] = SourceNote(found, identity)
-        self._note(self.notes[shard])
+        note = SourceNote(found, identity)
+        self._note(note)
+        with self._changed:
+            self.notes[shard] = note
+            self._changed.notify_all()
 
 
 def hash_file(name: str, path: Path, keep_on: Callable[[], bool] = lambda: True) -> FileHash:
