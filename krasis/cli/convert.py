@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import Reporter, emit_json, human
+from krasis.cli.console import Reporter, emit_json, human, note
 from krasis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def convert(
     jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing pack.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    discard_source: Annotated[
+        bool, typer.Option("--discard-source", help="Drop each shard of a hub model from the cache after its last use.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and padding; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -37,9 +40,10 @@ def convert(
     # Imported here so that --help answers at once.
     import torch
 
-    from krasis.convert.checkpoint import fetch
     from krasis.convert.pipeline import Conversion
+    from krasis.convert.store import open_store
     from krasis.native.cores import physical_cores
+    from krasis.pack.writer import begun
 
     codec, bits = _experts(expert_codec, expert_bits)
     settings = _settings(bits, dense_bits, group_size, layouts)
@@ -48,7 +52,8 @@ def convert(
     _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
     # Threads of ours share out the work; torch's would stand in each other's way.
     torch.set_num_threads(1)
-    conversion = Conversion(fetch(source, revision), settings, codec)
+    store = open_store(source, revision, note, discard=discard_source, begun=begun(pack))
+    conversion = Conversion(store, settings, codec)
     if dry_run:
         _print_plan(conversion.summary(), json)
         return

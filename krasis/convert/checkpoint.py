@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,8 @@ SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def fetch(source: str, revision: str | None) -> Path:
-    """The folder of `source`: a local one, or a hub id downloaded to the hub's cache."""
-    path = Path(source)
-    if path.is_dir():
-        if revision is not None:
-            raise InputError("--revision names a state of a hub model", where=source, expected="a hub id, not a folder")
-        return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError(
-            "no such checkpoint", where=source, expected="a folder, or a hub id such as Qwen/Qwen3-30B-A3B"
-        )
-    # Importing the hub client takes longer than converting a small folder.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja"]
-        # Some hub models carry a second copy in a folder.
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = "check the name and the network, or give a local folder"
-        raise InputError("can't fetch the model", where=source, expected=reason, hint=hint) from error
+HEADERS_AT_ONCE = 8
+"""Headers that are read at a time, as each may have a long way to come."""
 
 
 class Checkpoint:
@@ -58,7 +38,8 @@ class Checkpoint:
         self.config = self._need("config.json", "a hub checkpoint with safetensors")
         listed = self._listed()
         self.shards = sorted(set(listed.values())) if listed is not None else [SINGLE]
-        stored = {shard: self.store.headers(shard) for shard in self.shards}
+        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+            stored = dict(zip(self.shards, pool.map(self.store.headers, self.shards), strict=True))
         self.shard_of = dict.fromkeys(stored[SINGLE], SINGLE) if listed is None else listed
         for name, shard in self.shard_of.items():
             if name not in stored[shard]:

@@ -34,10 +34,15 @@ class Filler:
         self._stack.close()
 
     def run(self, files: Sequence[PlannedFile]) -> None:
-        """Write the files, each noted in the journal as soon as it is whole."""
-        for file in files:
-            self._sources.wait(file.shards)
+        """Write the files, in the order of the sources' work; each is noted in the journal once it is whole."""
+        for work, file in enumerate(files):
+            if self._sources.crowded(work):
+                self._drain()
+            self._sources.wait(work)
             self._fill(file)
+        self._drain()
+
+    def _drain(self) -> None:
         self._encoders.drain()
         self._closers.drain()
 

@@ -1,10 +1,10 @@
 """A model of the hub as a store of files: fetched one by one at one commit, and dropped where that is wanted."""
 
 import re
-import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
@@ -19,7 +19,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 
 from krasis.convert.download import FAILURES, HubFile, Link, Progress, reason
+from krasis.convert.encodings.stored import Header
 from krasis.convert.hub_cache import HubCache
+from krasis.convert.store import read_headers
 from krasis.errors import InputError
 
 MAIN = "main"
@@ -31,11 +33,11 @@ TOKEN_HINT = "set HF_TOKEN to a token that may read it"
 
 
 class HubStore:
-    """The files of hub model `model` at `commit`: what `revision` was when the store was made, or what is told to be.
+    """The files of hub model `model` at `commit`: what `revision` is now, or was when what has `begun` began.
 
-    Whole files lie in the hub's cache; with `discard` a shard leaves it when it is released. `say` is told once of
-    cut connections, and of an unreachable hub whose cached files have to do. Raises InputError where there is no such
-    model or revision, or it is not for this user.
+    Whole files lie in the hub's cache; with `discard` a shard leaves it when it is released. `say` is told of cut
+    connections, and of an unreachable hub whose cached files have to do. Raises InputError where there is no such model
+    or revision, or it is not for this user.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class HubStore:
         revision: str | None,
         say: Callable[[str], None],
         *,
-        commit: str | None = None,
+        begun: str = "",
         discard: bool = False,
         link: Link | None = None,
         cache: Path | None = None,
@@ -56,8 +58,20 @@ class HubStore:
         self._revision = revision or MAIN
         self._link = link or Link(say)
         self._cache = HubCache(cache or Path(constants.HF_HUB_CACHE), model)
-        self.commit, files = self._resolve(commit)
+        self.commit, files = self._resolve(self._pinned(begun))
         self._files = {file.name: file for file in files}
+
+    @property
+    def origin(self) -> str:
+        return f"{self.where} {self._revision} {self.commit}"
+
+    @property
+    def disk(self) -> Path:
+        self._cache.root.mkdir(parents=True, exist_ok=True)
+        return self._cache.root
+
+    def full_name(self, shard: str) -> str:
+        return f"hf://{self.where}@{self.commit}/{shard}"
 
     def close(self) -> None:
         """End downloads that are under way in other threads."""
@@ -72,9 +86,13 @@ class HubStore:
             raise self._bad(f"{name} has {file.size} bytes", f"at most {MAX_SMALL_BYTES}")
         return self.fetch(name, lambda _: None).read_bytes()
 
-    def shards(self) -> list[str]:
-        """The names of all safetensors files."""
-        return sorted(name for name in self._files if name.endswith(".safetensors"))
+    def sha256(self, name: str) -> str | None:
+        """The hash that the hub promises of a large file."""
+        return self._file(name).sha256
+
+    def identity(self, name: str) -> str:
+        """The file's etag: the hub never changes what a commit holds."""
+        return self._file(name).etag
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises InputError where there is none of this name."""
@@ -85,17 +103,17 @@ class HubStore:
         file = self._file(name)
         return 0 if self._path(file).exists() else file.size - self._cache.have(file)
 
-    def header(self, name: str) -> bytes:
-        """The JSON that a shard begins with, by its first bytes alone where the shard is not there."""
+    def headers(self, name: str) -> dict[str, Header]:
+        """Every tensor of a shard, read from its first bytes alone where the shard is not there."""
         file = self._file(name)
         path = self._path(file)
         if path.exists():
-            with path.open("rb") as whole:
-                return self._header(file, lambda first, count: _read(whole, first, count))
-        try:
-            return self._header(file, lambda first, count: self._link.read(self._url(file), first, count))
-        except FAILURES as error:
-            self._fail(error, name)
+            return read_headers(path)
+        # The header is checked as that of any shard, at the head of a file whose rest takes no room.
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:
+            sparse.write(self._head(file))
+            sparse.truncate(file.size)
+            return read_headers(Path(sparse.name))
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """A file, whole; `progress` is told of its bytes. Raises InputError where it is not what the hub promises."""
@@ -125,15 +143,25 @@ class HubStore:
             self._fail(error, file.name)
         partial.rename(self._cache.blob(file))
 
-    def _header(self, file: HubFile, read: Callable[[int, int], bytes]) -> bytes:
-        if file.size < 8:
-            raise self._bad(f"{file.name} has {file.size} bytes", "a safetensors file")
-        start = read(0, min(FIRST_READ_BYTES, file.size))
-        (length,) = struct.unpack("<Q", start[:8])
-        if length > min(MAX_HEADER_BYTES, file.size - 8):
-            raise self._bad(f"{file.name} states a header of {length} bytes", f"at most {MAX_HEADER_BYTES} in the file")
-        end = 8 + length
-        return (start if end <= len(start) else start + read(len(start), end - len(start)))[8:end]
+    def _head(self, file: HubFile) -> bytes:
+        """The header of a shard, with its length before it."""
+        try:
+            start = self._link.read(self._url(file), 0, min(FIRST_READ_BYTES, file.size))
+            end = 8 + int.from_bytes(start[:8], "little")
+            if len(start) < 8 or end > min(MAX_HEADER_BYTES, file.size):
+                raise self._bad(f"{file.name} states a header of {end - 8} bytes", "one that fits the file, and 100 MB")
+            more = end - len(start)
+            return start + self._link.read(self._url(file), len(start), more) if more > 0 else start[:end]
+        except FAILURES as error:
+            self._fail(error, file.name)
+
+    def _pinned(self, begun: str) -> str | None:
+        """The commit that an unfinished pack of this model and revision is made from."""
+        *source, commit = begun.split(" ")
+        if source != [self.where, self._revision]:
+            return None
+        self._say(f"going on with commit {commit}, as the unfinished pack does")
+        return commit
 
     def _resolve(self, commit: str | None) -> tuple[str, list[HubFile]]:
         """The commit, the one told if any, and its files: as the hub lists them, else as they lie in the cache."""
@@ -144,7 +172,7 @@ class HubStore:
                 lambda: api.model_info(self.where, revision=revision, files_metadata=True, timeout=timeout)
             )
         except (HfHubHTTPError, HFValidationError) as error:
-            self._fail(error, "its list of files")
+            self._fail(error, "its list of files", revision)
         except FAILURES as error:
             return self._resolve_from_cache(commit, error)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -187,7 +215,7 @@ class HubStore:
     def _bad(self, what: str, expected: str, hint: str = "") -> InputError:
         return InputError(what, where=self.where, expected=expected, hint=hint)
 
-    def _fail(self, error: Exception, wanted: str) -> NoReturn:
+    def _fail(self, error: Exception, wanted: str, revision: str = "") -> NoReturn:
         """Raise the one line that an error of the hub's client comes to."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, HFValidationError):
@@ -198,7 +226,7 @@ class HubStore:
         elif isinstance(error, RepositoryNotFoundError) or status == 401:
             found = self._bad("no such model, or it is private", "a hub id", f"check the name, or {TOKEN_HINT}")
         elif isinstance(error, RevisionNotFoundError):
-            found = self._bad(f"no revision {self._revision}", "a branch, tag or commit of the model")
+            found = self._bad(f"no revision {revision}", "a branch, tag or commit of the model")
         elif isinstance(error, DisabledRepoError):
             found = self._bad("the hub has disabled the model", reason(error))
         elif isinstance(error, OfflineModeIsEnabled):
@@ -215,8 +243,3 @@ def _harmless(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable() or "\\" in name:
         return False
     return not {"", ".", ".."} & {*name.split("/")}
-
-
-def _read(file: BinaryIO, first: int, count: int) -> bytes:
-    file.seek(first)
-    return file.read(count)

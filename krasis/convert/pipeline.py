@@ -12,6 +12,7 @@ from krasis.convert.assign import choose, plan_group
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.fill import Filler
 from krasis.convert.planned import PlannedFile
+from krasis.convert.runs import check_room
 from krasis.convert.sources import Sources, hash_file
 from krasis.convert.store import Store
 from krasis.errors import InputError
@@ -62,11 +63,20 @@ class Conversion:
         tokenizer = self.checkpoint.tokenizer_files()
         need = self.bytes + sum(map(len, tokenizer.values()))
         with PackWriter(
-            pack, self._key(), need, force=force, recheck=self._recheck, threads=jobs, progress=progress
+            pack,
+            self._key(),
+            need,
+            force=force,
+            recheck=self._recheck,
+            threads=jobs,
+            progress=progress,
+            origin=self.checkpoint.store.origin,
         ) as writer:
-            left = [file for file in self.files if file.name not in writer.finished]
-            uses = [file.shards for file in left]
             checkpoint = self.checkpoint
+            # In the order of the shards, which may not be that of the layers.
+            left = sorted((file for file in self.files if file.name not in writer.finished), key=_first_shard)
+            uses = [file.shards for file in left]
+            check_room(checkpoint.store, uses, writer.partial, writer.need)
             with Sources(checkpoint.store, checkpoint.shards, uses, writer.sources, writer.note_source) as sources:
                 progress.start("converting", sum(file.bytes for file in left))
                 with Filler(checkpoint, writer, sources, progress.advance, jobs) as filler:
@@ -99,6 +109,9 @@ class Conversion:
         identity = store.identity(shard)
         if identity == note.identity:
             return note
+        known = store.sha256(shard)
+        if known is not None:
+            return SourceNote(note.file, identity) if known == note.file.sha256 else None
         found = hash_file(shard, store.fetch(shard, lambda amount: None))
         return SourceNote(found, identity) if found == note.file else None
 
@@ -130,6 +143,10 @@ class Conversion:
         shards = [(shard, self.checkpoint.store.size(shard)) for shard in self.checkpoint.shards]
         job: list[Any] = [__version__, self.settings, self.expert_codec, msgspec.to_builtins(self.spec), shards]
         return hashlib.sha256(msgspec.json.encode(job)).hexdigest()
+
+
+def _first_shard(file: PlannedFile) -> str:
+    return min(file.shards, default="")
 
 
 def _with_eos(spec: ModelSpec, generation: tuple[int, ...]) -> ModelSpec:

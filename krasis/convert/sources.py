@@ -2,13 +2,15 @@
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from krasis.convert.runs import HELD, Run, runs
 from krasis.convert.store import Store
 from krasis.errors import InputError
-from krasis.pack.manifest import FileHash
+from krasis.pack.manifest import FileHash, Origin
 from krasis.pack.writer import SourceNote
 
 AHEAD = 1
@@ -20,8 +22,9 @@ _CHUNK = 1 << 22
 class Sources:
     """`uses` has the shards of every piece of work in order; `noted` those that an earlier run hashed.
 
-    A thread fetches and hashes shards in the order of their first use; what it raises, `wait` and `check` raise. `note`
-    is called with each hash.
+    A thread fetches and hashes shards in the order of their use; what it raises, `wait` and `check` raise. A shard is
+    released once the next piece of work does without it, and fetched again for a later one. `note` is called with each
+    hash.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Sources:
     ) -> None:
         self._store, self._note = store, note
         self.notes = dict(noted)
-        self._left = {shard: sum(shard in use for use in uses) for shard in shards}
-        self._order = list(dict.fromkeys(shard for use in uses for shard in sorted(use)))
+        self._shards, self._uses = sorted(shards), uses
+        self._unused = [shard for shard in self._shards if not any(shard in use for use in uses)]
         # What nothing uses is hashed for the record alone, unless its hash is known.
-        self._order += [shard for shard, uses in self._left.items() if not uses and not self._known(shard)]
-        self._here: set[str] = set()
-        self._asked = 0
+        unknown = [Run(shard, len(uses), 1) for shard in self._unused if not self._known(shard)]
+        self._order = runs(uses) + unknown
+        # Pieces of work yet to be done with each shard that is here or on its way.
+        self._left: Counter[str] = Counter()
+        self._here = self._asked = 0
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
@@ -55,15 +60,21 @@ class Sources:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        self._store.close()
         self._thread.join()
 
-    def wait(self, shards: frozenset[str]) -> None:
-        """Return once the shards lie on disk."""
+    def crowded(self, work: int) -> bool:
+        """Whether earlier work must end first, so that its shards make room for those of this piece."""
         with self._changed:
-            last = max((self._order.index(shard) for shard in shards), default=-1)
-            self._asked = max(self._asked, last + 1)
+            more = self._uses[work] - self._left.keys()
+            return self._store.discard and bool(more) and len(more) + len(self._left) > HELD
+
+    def wait(self, work: int) -> None:
+        """Return once the shards of a piece of work lie on disk."""
+        with self._changed:
+            self._asked = sum(run.first <= work for run in self._order)
             self._changed.notify_all()
-        self._wait(lambda: shards <= self._here)
+        self._wait(lambda: self._here >= self._asked)
 
     def check(self, shards: frozenset[str]) -> None:
         """Return once shards that were waited for are hashed. Raises InputError where one changed since."""
@@ -74,26 +85,22 @@ class Sources:
                 raise InputError("the checkpoint changed while it was converted", where=shard, hint=hint)
 
     def release(self, shards: frozenset[str]) -> list[str]:
-        """A piece of work that used these is done; the shards that nothing needs any more."""
-        gone = []
-        for shard in shards:
-            self._left[shard] -= 1
-            if not self._left[shard]:
-                self._store.release(shard)
-                gone.append(shard)
-        return gone
+        """A piece of work that used these is done; the shards that the next one does without."""
+        with self._changed:
+            return [shard for shard in shards if self._let_go(shard)]
 
-    def hashes(self) -> list[FileHash]:
+    def hashes(self) -> list[Origin]:
         """The hash of every shard."""
-        self.wait(frozenset(self._order))
-        self._wait(lambda: self.notes.keys() >= set(self._order))
-        for shard in self._left:
+        self.wait(len(self._uses))
+        self._wait(lambda: self.notes.keys() >= {run.shard for run in self._order})
+        for shard in self._shards:
             if shard not in self.notes:
                 known = self._store.sha256(shard)
                 assert known is not None
                 file = FileHash(shard, self._store.size(shard), known)
                 self.notes[shard] = SourceNote(file, self._store.identity(shard))
-        return [self.notes[shard].file for shard in sorted(self._left)]
+        files = [self.notes[shard].file for shard in self._shards]
+        return [Origin(self._store.full_name(file.name), file.bytes, file.sha256) for file in files]
 
     def _known(self, shard: str) -> bool:
         return shard in self.notes or self._store.sha256(shard) is not None
@@ -106,24 +113,50 @@ class Sources:
             if self._error is not None:
                 raise self._error
 
+    def _let_go(self, shard: str) -> bool:
+        """Whether that was the last piece of work with the shard for now. The lock must be held."""
+        self._left[shard] -= 1
+        if self._left[shard]:
+            return False
+        del self._left[shard]
+        self._store.release(shard)
+        self._changed.notify_all()
+        return True
+
     def _run(self) -> None:
         try:
-            for position, shard in enumerate(self._order):
+            # An earlier run may have been killed before it could.
+            for shard in self._unused:
+                self._store.release(shard)
+            for position, run in enumerate(self._order):
                 with self._changed:
-                    while not self._stopped and position >= self._asked + AHEAD:
+                    while not self._stopped and not self._may_begin(position, run.shard):
                         self._changed.wait()
                     if self._stopped:
                         return
-                path = self._store.fetch(shard, lambda amount: None)
-                with self._changed:
-                    self._here.add(shard)
-                    self._changed.notify_all()
-                if shard not in self.notes:
-                    self._hash(shard, path)
+                    self._left[run.shard] += run.count
+                self._bring(run)
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _may_begin(self, position: int, shard: str) -> bool:
+        if position < self._asked:
+            return True
+        room = not self._store.discard or shard in self._left or len(self._left) < HELD
+        return position < self._asked + AHEAD and room
+
+    def _bring(self, run: Run) -> None:
+        path = self._store.fetch(run.shard, lambda amount: None)
+        with self._changed:
+            self._here += 1
+            self._changed.notify_all()
+        if run.shard not in self.notes:
+            self._hash(run.shard, path)
+        if run.first == len(self._uses):
+            with self._changed:
+                self._let_go(run.shard)
 
     def _hash(self, shard: str, path: Path) -> None:
         identity, known = self._store.identity(shard), self._store.sha256(shard)

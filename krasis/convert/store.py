@@ -7,7 +7,7 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 
 from krasis.convert.encodings.stored import Header
-from krasis.errors import InputError
+from krasis.errors import InputError, UsageError
 
 
 class Store(Protocol):
@@ -36,14 +36,36 @@ class Store(Protocol):
         """The shard, whole on disk; `progress` is called with bytes as they arrive from elsewhere."""
 
     def release(self, shard: str) -> None:
-        """Nothing needs the shard any more."""
+        """Nothing needs the shard for now. With `discard` it leaves the disk, and can be fetched again."""
+
+    def close(self) -> None:
+        """End every `fetch` that is under way."""
+
+    @property
+    def discard(self) -> bool: ...
+
+    @property
+    def disk(self) -> Path:
+        """A folder on the disk that shards come to lie on."""
+
+    def missing(self, shard: str) -> int:
+        """Bytes of a shard that are yet to come to that disk."""
+
+    def full_name(self, shard: str) -> str:
+        """What the pack's record of its sources calls the shard."""
+
+    @property
+    def origin(self) -> str:
+        """What an unfinished pack remembers of where its source comes from."""
 
 
 class FolderStore:
     """A local folder in the hub's form."""
 
+    discard, origin = False, ""
+
     def __init__(self, folder: Path) -> None:
-        self.where = folder
+        self.where = self.disk = folder
 
     def small(self, name: str) -> bytes | None:
         path = self.where / name
@@ -68,6 +90,15 @@ class FolderStore:
     def release(self, shard: str) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
+    def missing(self, shard: str) -> int:
+        return 0
+
+    def full_name(self, shard: str) -> str:
+        return shard
+
     def _path(self, shard: str) -> Path:
         path = self.where / shard
         if not path.is_file():
@@ -83,3 +114,35 @@ def read_headers(path: Path) -> dict[str, Header]:
             return {name: Header(found.get_dtype(), tuple(found.get_shape())) for name, found in slices}
     except (SafetensorError, OSError) as error:
         raise InputError(f"not a safetensors file: {error}", where=path, hint="download it again") from error
+
+
+def open_store(
+    source: str,
+    revision: str | None,
+    say: Callable[[str], None],
+    *,
+    discard: bool = False,
+    begun: str = "",
+) -> Store:
+    """The store of `source`: a local folder, or a hub id, at `revision` where one is told.
+
+    `say` gets lines for the user. `begun` is the origin of an unfinished pack, whose commit is gone on with. Raises
+    InputError where there is no such checkpoint, UsageError where an option does not go with it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise InputError("--revision names a state of a hub model", where=source, expected="a hub id, not a folder")
+        if discard:
+            raise UsageError(
+                "--discard-source drops what was downloaded", where=source, expected="a hub id, not a folder"
+            )
+        return FolderStore(path)
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise InputError(
+            "no such checkpoint", where=source, expected="a folder, or a hub id such as Qwen/Qwen3-30B-A3B"
+        )
+    # Importing the hub client takes longer than converting a small folder.
+    from krasis.convert.hub import HubStore
+
+    return HubStore(source, revision, say, discard=discard, begun=begun)

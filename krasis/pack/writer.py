@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from krasis.errors import FitError, UsageError
 from krasis.pack import manifest as manifests
 from krasis.pack.disk import TMP, disk_errors, sync_folder, write_synced
 from krasis.pack.file_writer import FileWriter, SegmentPlan
-from krasis.pack.manifest import FileHash, Manifest, PackFile, Settings
+from krasis.pack.manifest import FileHash, Manifest, Origin, PackFile, Settings
 from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import PARTIAL
 
@@ -37,11 +37,21 @@ class SourceNote(msgspec.Struct, tag="source", forbid_unknown_fields=True, froze
 
 class _Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
     key: str
+    origin: str = ""
 
 
 class _Done(msgspec.Struct, tag="done", forbid_unknown_fields=True):
     file: PackFile
     errors: dict[str, list[float]]
+
+
+def begun(path: Path) -> str:
+    """The origin of the unfinished pack at `path`, "" where there is none or it remembers none."""
+    try:
+        first = (path.with_name(path.name + PARTIAL) / JOURNAL).read_bytes().partition(b"\n")[0]
+        return msgspec.json.decode(first, type=_Start).origin
+    except (OSError, ValueError):
+        return ""
 
 
 class PackWriter:
@@ -50,7 +60,7 @@ class PackWriter:
     So is one made from other sources: `recheck` gives what it notes of each anew, None where it changed. What an
     earlier run finished is hashed again on `threads`, which `progress` shows. Files may be finished and sources noted
     from any thread. Raises UsageError where `path` exists (with `force` only a pack is replaced) or another writer is
-    at work, FitError where the disk has less than `need` bytes free.
+    at work, FitError where the disk has less than `need` bytes free. `origin` is what `begun` gives of it.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class PackWriter:
         recheck: Callable[[SourceNote], SourceNote | None] = lambda note: note,
         threads: int = 1,
         progress: Progress | None = None,
+        origin: str = "",
     ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + PARTIAL)
@@ -80,8 +91,9 @@ class PackWriter:
         try:
             self._refuse_foreign()
             self._resume(key, recheck, threads, progress or Silent())
-            self._start(key)
-            self._check_space(need)
+            self._start(key, origin)
+            self.need = need - sum(entry.file.bytes for entry in self.finished.values())
+            self._check_space()
         except BaseException:
             os.close(self._lock)
             raise
@@ -121,7 +133,7 @@ class PackWriter:
         return FileHash(name, len(content), hashlib.sha256(content).hexdigest())
 
     def publish(
-        self, *, tool: str, settings: Settings, model: dict[str, Any], source: list[FileHash], extras: list[FileHash]
+        self, *, tool: str, settings: Settings, model: dict[str, Any], source: Sequence[Origin], extras: list[FileHash]
     ) -> Manifest:
         """Write the manifest and give the folder its name. Returns the manifest as published."""
         done = [self.finished[name] for name in sorted(self.finished)]
@@ -226,12 +238,12 @@ class PackWriter:
                 for expected in segment.sha256
             )
 
-    def _start(self, key: str) -> None:
+    def _start(self, key: str, origin: str) -> None:
         """Drop what is not known to be whole, and begin a journal that says so."""
         for leftover in self.partial.iterdir():
             if leftover.name not in self.finished and leftover.name != JOURNAL:
                 leftover.unlink()
-        lines = [_Start(key), *self.sources.values(), *self.finished.values()]
+        lines = [_Start(key, origin), *self.sources.values(), *self.finished.values()]
         write_synced(self.partial / JOURNAL, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
     def _note(self, entry: SourceNote | _Done) -> None:
@@ -244,9 +256,8 @@ class PackWriter:
     def _scratch(self, name: str) -> Path:
         return self.partial / f"{name}{TMP}"
 
-    def _check_space(self, need: int) -> None:
-        written = sum(entry.file.bytes for entry in self.finished.values())
+    def _check_space(self) -> None:
         free = shutil.disk_usage(self.partial).free
-        if need - written > free:
-            what = f"the pack needs {need - written} more bytes"
+        if self.need > free:
+            what = f"the pack needs {self.need} more bytes"
             raise FitError(what, where=self.partial, expected=f"{free} are free", hint="make room or name another disk")

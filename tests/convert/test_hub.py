@@ -1,7 +1,6 @@
 """Files of a hub that cuts connections, lies, or is not there."""
 
 import hashlib
-import json
 import threading
 
 import pytest
@@ -12,6 +11,7 @@ from krasis.errors import InputError, KrasisError
 pytest.importorskip("huggingface_hub")
 from krasis.convert.download import RETRIES, Link
 from krasis.convert.hub import HubStore
+from krasis.convert.store import read_headers
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,9 @@ def blobs(cache):
 def test_files_are_what_the_hub_holds(hub, store, checkpoint, cache):
     found = store()
     assert found.commit == hub.main
-    assert found.shards() == sorted(path.name for path in checkpoint.glob("*.safetensors"))
     assert found.small("config.json") == (checkpoint / "config.json").read_bytes()
     assert found.small("chat_template.jinja") is None
-    for name in found.shards():
+    for name in sorted(path.name for path in checkpoint.glob("*.safetensors")):
         amounts = []
         assert found.missing(name) == found.size(name) == (checkpoint / name).stat().st_size
         assert found.fetch(name, amounts.append).read_bytes() == (checkpoint / name).read_bytes()
@@ -93,26 +92,30 @@ def test_what_the_hubs_own_client_fetched_is_used(hub, store, cache, shard):
     assert not hub.asked(shard)
 
 
-def test_a_header_needs_no_weights(hub, store, checkpoint, shard, cache):
+def test_headers_need_no_weights(hub, store, checkpoint, shard, cache):
     found = store()
-    content = (checkpoint / shard).read_bytes()
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    assert found.header(shard) == header
+    headers = found.headers(shard)
+    assert headers == read_headers(checkpoint / shard)
     assert sum(request.sent for request in hub.asked(shard)) <= 1 << 18
-    assert not cache.joinpath("blobs").exists()
-    hub.requests.clear()
+    assert not blobs(cache)
     found.fetch(shard, ignore)
     hub.requests.clear()
-    assert found.header(shard) == header
+    assert found.headers(shard) == headers
     assert not hub.requests
 
 
-def test_a_long_header_is_read_to_its_end(hub, store, shard, monkeypatch, checkpoint):
+def test_long_headers_are_read_to_their_end(hub, store, shard, monkeypatch, checkpoint):
     monkeypatch.setattr("krasis.convert.hub.FIRST_READ_BYTES", 100)
-    content = (checkpoint / shard).read_bytes()
     hub.cuts[shard] = [50, 10, 100, 500]
-    assert json.loads(store().header(shard)) == json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert store().headers(shard) == read_headers(checkpoint / shard)
     assert [request.first for request in hub.asked(shard)] == [0, 0, 0, 100, 100]
+
+
+@pytest.mark.parametrize("head", [b"", b"{", b"[]", b"{}", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'])
+def test_headers_that_are_none(head, hub, store, shard):
+    hub.content[shard] = len(head).to_bytes(8, "little") + head + bytes(1 << 18)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        store().headers(shard)
 
 
 def test_cut_downloads_go_on_where_they_stopped(hub, store, shard, said, checkpoint):
@@ -201,7 +204,7 @@ def test_refusals_of_the_hub_are_one_line(status, message, hub, store, said):
 def test_a_gated_file(hub, store, shard):
     hub.statuses[shard] = (403, "GatedRepo")
     with pytest.raises(InputError, match="gated"):
-        store().header(shard)
+        store().headers(shard)
 
 
 @pytest.mark.parametrize("model", ["a/b/c", "../x", "a/..", "a b/c", "a/b--c"])
@@ -247,14 +250,15 @@ def test_a_commit_that_is_none(sha, hub, store):
 def test_folders_of_the_model_are_left_alone(hub, store):
     extra = {"rfilename": "original/model.safetensors", "size": 1, "blobId": "0" * 40}
     hub.listing = lambda tree: tree["siblings"].append(extra)
-    assert "original/model.safetensors" not in store().shards()
+    with pytest.raises(InputError, match="is missing"):
+        store().fetch("original/model.safetensors", ignore)
 
 
 @pytest.mark.parametrize("length", [0xFFFF_FFFF_FFFF_FFFF, 100_000_001, 1 << 40])
 def test_headers_beyond_the_limit(length, hub, store, shard):
     hub.content[shard] = length.to_bytes(8, "little") + bytes(1 << 19)
     with pytest.raises(InputError, match="states a header"):
-        store().header(shard)
+        store().headers(shard)
 
 
 def test_a_commit_is_kept_while_the_model_moves_on(demo, tmp_path, cache, said, shard):
@@ -266,7 +270,12 @@ def test_a_commit_is_kept_while_the_model_moves_on(demo, tmp_path, cache, said, 
         (folder / shard).write_bytes((folder / shard).read_bytes() + b"x")
         server.commit()
         old = store.fetch(shard, ignore).read_bytes()
-        assert HubStore(MODEL, None, said.append, commit=first, **options).fetch(shard, ignore).read_bytes() == old
+        assert (
+            HubStore(MODEL, None, said.append, begun=f"{MODEL} main {first}", **options)
+            .fetch(shard, ignore)
+            .read_bytes()
+            == old
+        )
         newer = HubStore(MODEL, None, said.append, **options)
         assert (newer.commit, newer.fetch(shard, ignore).read_bytes()) == (server.main, old + b"x")
         # Dropping one commit's file leaves the other's, and blobs that both have.
@@ -301,9 +310,9 @@ def test_a_cached_model_needs_no_hub(hub, cache, store, shard, said, checkpoint)
     assert found.commit == hub.main
     assert any("from the cache" in line for line in said)
     assert found.fetch(shard, ignore).read_bytes() == (checkpoint / shard).read_bytes()
-    assert found.header(shard)
+    assert found.headers(shard)
     with pytest.raises(InputError, match=r"not cached|missing"):
-        found.fetch(cached.shards()[1], ignore)
+        found.fetch(shard.replace("00001-", "00002-"), ignore)
     with pytest.raises(InputError, match="can't reach the hub"):
         HubStore("tiny/other", None, said.append, **away)
 
