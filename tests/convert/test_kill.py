@@ -31,15 +31,16 @@ CONFIG = {
 }
 
 
-def save_random(folder):
+def save_random(folder, layers=2):
     """A small checkpoint of random weights, and the tokenizer files a pack carries along."""
     torch.manual_seed(0)
-    groups = [group for _, groups in qwen3_moe.files(qwen3_moe.parse_config(CONFIG)) for group in groups]
+    config = CONFIG | {"num_hidden_layers": layers}
+    groups = [group for _, groups in qwen3_moe.files(qwen3_moe.parse_config(config)) for group in groups]
     weights = [weight for group in groups for record in group.records for weight in record]
     tensors = {source.name: torch.randn(weight.shape).bfloat16() for weight in weights for source in weight.sources}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
