@@ -58,6 +58,7 @@ class HubStore:
         self._revision = revision or MAIN
         self._link = link or Link(say)
         self._cache = HubCache(cache or Path(constants.HF_HUB_CACHE), model)
+        self._away = False
         self.commit, files = self._resolve(self._pinned(begun))
         self._files = {file.name: file for file in files}
 
@@ -189,6 +190,7 @@ class HubStore:
         found = self._cache.commit_of(commit or self._revision)
         if found is None:
             raise self._bad("can't reach the hub, and the model is not cached", reason(error)) from error
+        self._away = True
         self._say(f"can't reach the hub ({reason(error)}): using {self.where} at {found} from the cache")
         return found, self._cache.files(found)
 
@@ -203,6 +205,8 @@ class HubStore:
 
     def _file(self, name: str) -> HubFile:
         if name not in self._files:
+            if self._away:
+                raise self._bad(f"{name} is not cached", "a hub that can be reached")
             raise self._bad(f"{name} is missing", f"a file of commit {self.commit}")
         return self._files[name]
 

@@ -300,21 +300,24 @@ def test_released_shards_leave_the_cache_if_told_to(store, cache, shard):
     store(discard=True).release(shard)
 
 
-def test_a_cached_model_needs_no_hub(hub, cache, store, shard, said, checkpoint):
-    cached = store()
-    cached.fetch(shard, ignore)
-    cached.small("config.json")
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_cached_model_needs_no_hub(offline, hub, cache, store, shard, said, checkpoint, monkeypatch):
+    store().fetch(shard, ignore)
+    store().small("config.json")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     link = Link(said.append, first_pause_s=0)
-    away = {"cache": cache, "endpoint": "http://127.0.0.1:9", "link": link}
+    away = {"cache": cache, "endpoint": hub.url if offline else "http://127.0.0.1:9", "link": link}
+    hub.requests.clear()
     found = HubStore(MODEL, None, said.append, **away)
     assert found.commit == hub.main
-    assert any("from the cache" in line for line in said)
+    assert "from the cache" in said[-1]
+    assert found.headers(shard) == read_headers(checkpoint / shard)
     assert found.fetch(shard, ignore).read_bytes() == (checkpoint / shard).read_bytes()
-    assert found.headers(shard)
-    with pytest.raises(InputError, match=r"not cached|missing"):
+    with pytest.raises(InputError, match=r"00002.* is not cached"):
         found.fetch(shard.replace("00001-", "00002-"), ignore)
-    with pytest.raises(InputError, match="can't reach the hub"):
+    with pytest.raises(InputError, match="can't reach the hub, and the model is not cached"):
         HubStore("tiny/other", None, said.append, **away)
+    assert not hub.requests
 
 
 def test_the_token_goes_to_the_hub_alone(hub, store, shard, monkeypatch):
