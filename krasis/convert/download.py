@@ -20,7 +20,7 @@ T = TypeVar("T")
 Progress = Callable[[int], None]
 
 CHUNK = 1 << 20
-RETRIES = 6
+RETRIES = 10
 LONGEST_PAUSE_S = 30.0
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 PARTIAL = 206
@@ -53,9 +53,9 @@ FAILURES = (HTTPError, CutError, OfflineModeIsEnabled)
 
 
 class Link:
-    """Requests that outlive cut connections and a busy hub: each is repeated RETRIES times without a byte gained.
+    """Requests that outlive cut connections and a busy hub, with pauses that grow to LONGEST_PAUSE_S.
 
-    `say` is told once, of the first. Where repeating does not help, one of FAILURES is raised.
+    `say` is told once, of the first failure. Where repeating does not help, one of FAILURES is raised.
     """
 
     def __init__(self, say: Callable[[str], None], first_pause_s: float = 1.0) -> None:
@@ -67,15 +67,15 @@ class Link:
         """End what is under way in other threads, with a KrasisError there."""
         self._closed.set()
 
-    def patiently(self, attempt: Callable[[], T], gained: Callable[[], int] = lambda: 0) -> T:
-        """What `attempt` gives. It is repeated as long as `gained`, the bytes it has so far, grows."""
+    def patiently(self, attempt: Callable[[], T], gained: Callable[[], int] = lambda: 0, retries: int = RETRIES) -> T:
+        """What `attempt` gives. It may fail `retries` times in a row without `gained`, its bytes so far, growing."""
         failures, before = 0, gained()
         while True:
             try:
                 return attempt()
             except (HTTPError, CutError) as error:
                 failures = 1 if gained() > before else failures + 1
-                if not _passing(error) or failures > RETRIES:
+                if not _passing(error) or failures > retries:
                     raise
                 before = gained()
                 self._tell(error)
@@ -123,7 +123,7 @@ class Link:
     def _tell(self, error: Exception) -> None:
         if not self._said:
             self._said = True
-            self._say(f"the hub's answer broke off ({reason(error)}): going on from there, and so from now on")
+            self._say(f"no whole answer from the hub ({reason(error)}): asking for the rest, and so from now on")
 
 
 class _Download:

@@ -1,7 +1,7 @@
 """A model of the hub as a store of files: fetched one by one at one commit, and dropped where that is wanted."""
 
+import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -25,9 +25,13 @@ from krasis.convert.store import read_headers
 from krasis.errors import InputError
 
 MAIN = "main"
+LIST_RETRIES = 3
+"""Fewer than of a download: without a network, a cached model should not be waited for."""
+
 MAX_SMALL_BYTES = 100_000_000
 MAX_HEADER_BYTES = 100_000_000
 FIRST_READ_BYTES = 1 << 18
+COMMIT = "[0-9a-f]{40}"
 ETAG = "[0-9a-f]{40}|[0-9a-f]{64}"
 TOKEN_HINT = "set HF_TOKEN to a token that may read it"
 
@@ -110,11 +114,11 @@ class HubStore:
         path = self._path(file)
         if path.exists():
             return read_headers(path)
-        # The header is checked as that of any shard, at the head of a file whose rest takes no room.
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:
+        # Checked as that of any shard is: at the head of a file in memory whose rest takes no room.
+        with os.fdopen(os.memfd_create(name), "wb") as sparse:
             sparse.write(self._head(file))
             sparse.truncate(file.size)
-            return read_headers(Path(sparse.name))
+            return read_headers(Path(f"/proc/self/fd/{sparse.fileno()}"), f"{self.where}/{name}")
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """A file, whole; `progress` is told of its bytes. Raises InputError where it is not what the hub promises."""
@@ -126,13 +130,12 @@ class HubStore:
                     self._download(file, progress)
                 self._cache.link(self.commit, file)
         if path.stat().st_size != file.size:
-            raise InputError(
-                "a cached file has another size", where=path, expected=f"{file.size} bytes", hint="delete it"
-            )
+            what, hint = "a cached file has another size", "delete it"
+            raise InputError(what, where=path, expected=f"{file.size} bytes", hint=hint)
         return path
 
     def release(self, name: str) -> None:
-        """Tell that a shard is not needed again."""
+        """Tell that a shard is not needed for now."""
         if self.discard:
             self._cache.drop(self.commit, self._file(name))
 
@@ -170,7 +173,8 @@ class HubStore:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             info = self._link.patiently(
-                lambda: api.model_info(self.where, revision=revision, files_metadata=True, timeout=timeout)
+                lambda: api.model_info(self.where, revision=revision, files_metadata=True, timeout=timeout),
+                retries=LIST_RETRIES,
             )
         except (HfHubHTTPError, HFValidationError) as error:
             self._fail(error, "its list of files", revision)
@@ -179,7 +183,7 @@ class HubStore:
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise self._bad("the hub's list of files can't be read", reason(error)) from error
         sha = str(info.sha)
-        if not re.fullmatch("[0-9a-f]{40}", sha) or commit not in (None, sha):
+        if not re.fullmatch(COMMIT, sha) or commit not in (None, sha):
             raise self._bad(f"the hub names commit {sha!r}", commit or "40 hex digits")
         found = [self._listed(sibling) for sibling in info.siblings or []]
         if revision != sha and _harmless(revision):
@@ -188,7 +192,7 @@ class HubStore:
 
     def _resolve_from_cache(self, commit: str | None, error: Exception) -> tuple[str, list[HubFile]]:
         found = self._cache.commit_of(commit or self._revision)
-        if found is None:
+        if found is None or not re.fullmatch(COMMIT, found):
             raise self._bad("can't reach the hub, and the model is not cached", reason(error)) from error
         self._away = True
         self._say(f"can't reach the hub ({reason(error)}): using {self.where} at {found} from the cache")

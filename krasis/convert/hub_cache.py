@@ -88,12 +88,16 @@ class HubCache:
         scratch.replace(path)
 
     def files(self, commit: str) -> list[HubFile]:
-        """The files of a snapshot that are there. Their etags are empty where the cache has no links."""
-        found = [path for path in (self._folder / "snapshots" / commit).iterdir() if path.is_file()]
-        return [
-            HubFile(path.name, path.stat().st_size, _target(path).name if path.is_symlink() else "")
-            for path in sorted(found)
-        ]
+        """The files of a snapshot that are there."""
+        found = sorted(path for path in (self._folder / "snapshots" / commit).iterdir() if path.is_file())
+        return [HubFile(path.name, path.stat().st_size, _etag(path)) for path in found]
+
+
+def _etag(path: Path) -> str:
+    if path.is_symlink():
+        return _target(path).name
+    # No blob on a disk without links; what tells two states of a file apart has to do.
+    return f"{path.stat().st_size}-{path.stat().st_mtime_ns}"
 
 
 def _target(link: Path) -> Path:

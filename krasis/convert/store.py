@@ -106,14 +106,14 @@ class FolderStore:
         return path
 
 
-def read_headers(path: Path) -> dict[str, Header]:
-    """Every tensor of a local safetensors file. Raises InputError where it is none."""
+def read_headers(path: Path, where: object = None) -> dict[str, Header]:
+    """Every tensor of a local safetensors file, called `where` in messages. Raises InputError where it is none."""
     try:
         with safe_open(path, framework="pt") as shard:
             slices = ((name, shard.get_slice(name)) for name in shard.keys())  # noqa: SIM118
             return {name: Header(found.get_dtype(), tuple(found.get_shape())) for name, found in slices}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"not a safetensors file: {error}", where=path, hint="download it again") from error
+        raise InputError(f"not a safetensors file: {error}", where=where or path, hint="download it again") from error
 
 
 def open_store(

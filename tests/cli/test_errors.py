@@ -57,6 +57,7 @@ def copied(demo_pack, tmp_path):
         (("convert", "HUB", "new", "--layouts", "cpu,gpu"), "--layouts"),
         (("convert", "HUB", "new", "--jobs", "0"), "--jobs"),
         (("convert", "HUB", "PACK"), "exists"),
+        (("convert", "HUB", "new", "--discard-source"), "--discard-source"),
         (("bake",), "bake"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -170,7 +170,7 @@ def test_a_kill_and_cut_connections(hub, checkpoint, local, cache, tmp_path):
     assert json.loads(again.stdout)["root_hash"] == Pack(tmp_path / "pack").manifest.root
     assert without_source(Pack(tmp_path / "pack").manifest) == without_source(local)
     assert not gone & set(hub.fetched())
-    assert again.stderr.count("going on from there") == 1
+    assert again.stderr.count("asking for the rest") == 1
     assert not shards_in(cache)
     assert {request.name for request in hub.requests} <= {path.name for path in checkpoint.iterdir()} | {LIST}
 
