@@ -180,7 +180,7 @@ class HubStore:
             self._fail(error, "its list of files", revision)
         except FAILURES as error:
             return self._resolve_from_cache(commit, error)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise self._bad("the hub's list of files can't be read", reason(error)) from error
         sha = str(info.sha)
         if not re.fullmatch(COMMIT, sha) or commit not in (None, sha):

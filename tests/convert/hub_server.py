@@ -1,5 +1,6 @@
 """A server on this machine that speaks as much of the hub's HTTP as its client needs, and misbehaves on request."""
 
+import functools
 import hashlib
 import json
 import re
@@ -79,6 +80,7 @@ class HubServer:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_):
         pass
@@ -181,6 +183,7 @@ def is_large(name):
     return name.endswith(".safetensors")
 
 
+@functools.cache
 def etag(name, content):
     """SHA-256 of a large file, git's hash of a small one."""
     if is_large(name):
