@@ -1,7 +1,7 @@
 """Padding, quantizing and laying out a matrix in one pass, natively. The reference is in `krasis.quant`.
 
-Calls run on the calling thread without Python's lock, so that Python threads work side by side, on other matrices or on
-other rows of one. Codes, scales and errors are the same bit for bit on every instruction set and however rows are split.
+Calls run on the calling thread without Python's lock, so that Python threads work side by side, on other matrices or
+other rows of one. Codes, scales and errors are the same bits on every instruction set and however rows are split.
 """
 
 import ctypes
@@ -66,8 +66,10 @@ class _CPacking(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Where a whole padded matrix goes in `layout`: contiguous `codes` and `scales` as its `pack` and `pack_scales` give
-    them. They are written in place, and may lie in a mapped file."""
+    """Where a whole padded matrix goes: contiguous, as `pack` and `pack_scales` of the layout give it.
+
+    Both tensors are written in place, and may lie in a mapped file.
+    """
 
     layout: str
     codes: Tensor
