@@ -54,6 +54,8 @@ const char *krasis_strerror(int status) {
     case KRASIS_ERROR_THREADS: return "that many threads can't be had";
     case KRASIS_ERROR_MEMORY: return "out of memory";
     case KRASIS_ERROR_DEVICE: return "the GPU refused";
+    case KRASIS_ERROR_TYPE: return "no such type of weights";
+    case KRASIS_ERROR_VALUE: return "weights are NaN, infinite or beyond 2^127";
     default: return "unknown error";
     }
 }

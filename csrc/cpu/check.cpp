@@ -35,7 +35,9 @@ krasis_status check_quantized(const krasis_matrix &matrix) {
     return byte_scales || aligned<uint16_t>(matrix.scales) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
-krasis_status check_matrix(const krasis_matrix &matrix) {
+} // namespace
+
+krasis_status check(const krasis_matrix &matrix) {
     if (!matrix.codes)
         return KRASIS_ERROR_NULL;
     if (matrix.k < 1 || matrix.n < 1)
@@ -49,6 +51,8 @@ krasis_status check_matrix(const krasis_matrix &matrix) {
     }
 }
 
+namespace {
+
 bool rows_fit(int64_t m, int64_t stride, int64_t length) { return m <= 1 || stride >= length; }
 
 } // namespace
@@ -56,7 +60,7 @@ bool rows_fit(int64_t m, int64_t stride, int64_t length) { return m <= 1 || stri
 krasis_status check(const krasis_job &job) {
     if (!job.matrix || (job.m != 0 && (!job.x || !job.y)))
         return KRASIS_ERROR_NULL;
-    if (const krasis_status status = check_matrix(*job.matrix))
+    if (const krasis_status status = check(*job.matrix))
         return status;
     const bool in_range = job.m >= 0 && job.m <= kMostActivations / job.matrix->k && job.k_in >= 1 && job.k_in <= job.matrix->k &&
                           job.n_out >= 1 && job.n_out <= job.matrix->n;

@@ -1,4 +1,5 @@
-/* The C ABI of krasis: products with packed matrices on the CPU, and operations on packed matrices on the GPU.
+/* The C ABI of krasis: products with packed matrices and quantization on the CPU, and operations on packed matrices on
+ * the GPU.
  *
  * Every function that can fail returns a krasis_status. Nothing throws, prints or aborts, and no argument, null or
  * misshapen, crashes; the arrays behind the pointers must be as large as the shapes say.
@@ -13,7 +14,7 @@ extern "C" {
 #endif
 
 #define KRASIS_API __attribute__((visibility("default")))
-#define KRASIS_ABI_VERSION 2
+#define KRASIS_ABI_VERSION 3
 
 typedef enum krasis_status {
     KRASIS_OK = 0,
@@ -26,10 +27,17 @@ typedef enum krasis_status {
     KRASIS_ERROR_ISA = 7,       /* no such instruction set, or this machine lacks it */
     KRASIS_ERROR_THREADS = 8,   /* thread count below 1 or above 4096, or the system refused threads */
     KRASIS_ERROR_MEMORY = 9,    /* out of memory */
-    KRASIS_ERROR_DEVICE = 10    /* the GPU or its driver refused */
+    KRASIS_ERROR_DEVICE = 10,   /* the GPU or its driver refused */
+    KRASIS_ERROR_TYPE = 11,     /* no such type of weights */
+    KRASIS_ERROR_VALUE = 12     /* a weight is NaN, infinite, or 2^127 or beyond */
 } krasis_status;
 
-typedef enum krasis_isa { KRASIS_ISA_AUTO = -1, KRASIS_ISA_SCALAR = 0, KRASIS_ISA_AVX2 = 1 } krasis_isa;
+typedef enum krasis_isa {
+    KRASIS_ISA_AUTO = -1,
+    KRASIS_ISA_SCALAR = 0,
+    KRASIS_ISA_AVX2 = 1,  /* AVX2 and FMA */
+    KRASIS_ISA_AVX512 = 2 /* AVX-512 F, BW and VL; products are those of AVX2 */
+} krasis_isa;
 
 typedef enum krasis_codec {
     KRASIS_INT4 = 0, /* weight = (code - 8) * scale */
@@ -101,6 +109,59 @@ KRASIS_API int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, con
 /* `count` products that do not depend on each other, split over the threads as one. Neighbours in the list that share x
  * quantize it once. Nothing is computed unless every job is valid. */
 KRASIS_API int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count);
+
+typedef enum krasis_type { KRASIS_FLOAT32 = 0, KRASIS_BFLOAT16 = 1, KRASIS_FLOAT16 = 2 } krasis_type;
+
+/* Row-major weights with rows `stride` elements apart. */
+typedef struct krasis_part {
+    const void *values;
+    int64_t rows, stride;
+} krasis_part;
+
+/* The logical weights of a matrix: `count` parts of one type and width, of which part p starts at row p * n / count. */
+typedef struct krasis_weights {
+    const krasis_part *parts;
+    int32_t count, type;
+    int64_t columns;
+    const float *importance; /* null, or a weight for the squared error of each column: finite, not negative */
+} krasis_weights;
+
+/* Codes, one a byte and valid, of the numbers of a part, and its scales [rows][ceil(columns / group_size)] as the codec
+ * stores them, both row-major. */
+typedef struct krasis_codes {
+    const uint8_t *codes;
+    const void *scales;
+    int64_t rows, columns, codes_stride, scales_stride;
+} krasis_codes;
+
+/* Where the whole padded matrix goes in one layout. Codes are aligned to 4 bytes, bf16 scales to 2. */
+typedef struct krasis_target {
+    void *codes, *scales;
+    int32_t layout;
+} krasis_target;
+
+/* The padded matrix, as in krasis_matrix, with n a multiple of 64 and of the number of parts. */
+typedef struct krasis_packing {
+    int32_t codec, k, n, group_size;
+    const krasis_target *targets;
+    int32_t target_count;
+} krasis_packing;
+
+/* Quantizes rows [64 * first, 64 * last) of the padded matrix into every target, on the calling thread. What lies beyond
+ * the logical weights is filled with zero codes and zero scales. Threads may work on different rows of one matrix.
+ *
+ * errors[last - first][2]: for every 64 rows the sum of squared errors of the logical weights, and of their squares; with
+ * importance [4], the same two weighted by it after them. Each is a sum over groups of one row, then over rows, both
+ * ascending.
+ *
+ * Codes, scales and errors are the same bit for bit on every instruction set; formats/codecs.md says how they are chosen.
+ * KRASIS_ERROR_VALUE leaves the targets half-written. */
+KRASIS_API int krasis_quantize(int isa, const krasis_weights *weights, const krasis_packing *packing, int64_t first,
+                               int64_t last, double *errors);
+
+/* Lays out codes and scales that are kept as they are, `count` parts of them. Otherwise as krasis_quantize. */
+KRASIS_API int krasis_pack(int isa, const krasis_codes *parts, int32_t count, const krasis_packing *packing,
+                           int64_t first, int64_t last);
 
 /* libkrasis_cuda.so, there where it was built. Pointers are to device memory, work goes to `stream` and is not awaited. */
 

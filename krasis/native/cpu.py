@@ -14,7 +14,7 @@ from krasis.native.cores import physical_cores
 from krasis.native.library import cpu_library
 from krasis.native.matrix import Matrix as Matrix
 
-ISAS = ("scalar", "avx2")
+ISAS = ("scalar", "avx2", "avx512")
 """Instruction sets in the order of `krasis_isa`, best last."""
 
 ISA_VARIABLE = "KRASIS_ISA"
@@ -52,7 +52,7 @@ class Pool:
         isa = isa or os.environ.get(ISA_VARIABLE) or None
         status = ctypes.c_int()
         count = physical_cores() if threads is None else threads
-        handle = library.krasis_pool_create(count, _isa_number(isa), ctypes.byref(status))
+        handle = library.krasis_pool_create(count, isa_number(isa), ctypes.byref(status))
         if not handle:
             raise _pool_error(count, isa, status.value)
         self._handle: int | None = handle
@@ -128,7 +128,8 @@ def _result(matrix: Matrix, m: int, n_out: int | None) -> tuple[Tensor, int]:
     return torch.empty((m, n_out), dtype=torch.float32, device="cpu"), n_out
 
 
-def _isa_number(isa: str | None) -> int:
+def isa_number(isa: str | None) -> int:
+    """The `krasis_isa` of a name, or that of the machine's best for None. Raises KrasisError for an unknown one."""
     if isa is None:
         return _AUTO
     if isa not in ISAS:

@@ -8,7 +8,7 @@ from typing import Any
 from krasis import native
 from krasis.errors import KrasisError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 Signatures = dict[str, tuple[Any, list[Any]]]
@@ -27,6 +27,8 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_pool_isa": (_INT, [_POINTER]),
     "krasis_matmul": (_INT, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG]),
     "krasis_matmul_batch": (_INT, [_POINTER, _POINTER, _LONG]),
+    "krasis_quantize": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
+    "krasis_pack": (_INT, [_INT, _POINTER, _INT, _POINTER, _LONG, _LONG]),
 }
 
 

@@ -53,8 +53,11 @@ class Codec(Protocol):
     SCALE_DTYPE: torch.dtype
     DTYPE: torch.dtype
 
-    def quantize(self, weight: Tensor, group_size: int) -> Quantized:
+    def quantize(self, weight: Tensor, group_size: int, importance: Tensor | None = None) -> Quantized:
         """Float [N, K] -> codes and scales, in groups along K. INT4 and INT8 take any size, and -1 for one group.
+
+        `importance`, float32 [K], finite and not negative, weighs the squared error of every column where a codec has
+        a choice.
 
         A zero weight has the code ZERO, a zero group the scale 0, and every other scale is a normal number. The same
         bytes come out for any number of threads. Raises InputError where the weight is not a float matrix, the codec

@@ -8,29 +8,36 @@ from torch import Tensor
 from krasis.errors import InputError
 from krasis.quant.codec import Quantized
 
-Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(groups [G, g, R], peaks [G, 1, R]) -> (whole numbers [G, g, R], scales [G, 1, R] exact in bfloat16), all float32.
+Importance = Tensor | None
+"""float32 [G, g, 1], of every group relative to its largest, or None where all weights count alike."""
+
+Choose = Callable[[Tensor, Tensor, Importance], tuple[Tensor, Tensor]]
+"""(groups [G, g, R], peaks [G, 1, R], importance) -> (whole numbers [G, g, R], scales [G, 1, R] exact in bfloat16), all
+float32.
 
 A peak is the value of largest magnitude, sign kept. Groups come scaled by a power of two so that 1 <= |peak| < 2 and
-no square overflows or vanishes.
+no square overflows or vanishes. Of a group that counts as zero all values are 0 and the peak is 1.
 """
 
 _CHUNK = 1 << 19
+# Reciprocals of scales stay far inside float32.
+_LEAST_PEAK = 2.0**-100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 _EXPONENT = 0x7F80_0000
 # Rounding up a scale for a larger weight would let a dequantized value overflow.
 _LIMIT = 2.0**127
 
 
-def quantize_groups(weight: Tensor, group_size: int, zero: int, choose: Choose) -> Quantized:
+def quantize_groups(weight: Tensor, group_size: int, zero: int, choose: Choose, importance: Tensor | None) -> Quantized:
     """`Codec.quantize` with the numbers and scales that `choose` picks and the offset `zero`."""
     n, k = check_weight(weight, group_size)
     group_size = k if group_size == -1 else group_size
+    shares = relative_importance(importance, k, group_size)
     codes = torch.empty(k, n, dtype=torch.uint8)
     scales = torch.empty(k // group_size, n, dtype=torch.bfloat16)
     for chunk in chunks(n, k):
         groups = weight[chunk].float().t().contiguous().view(k // group_size, group_size, -1)
-        numbers, chosen = _normalized(groups, choose)
+        numbers, chosen = _normalized(groups, choose, shares)
         codes[:, chunk] = numbers.add_(zero).view(k, -1)
         scales[:, chunk] = chosen.squeeze(1)
     return Quantized(codes, scales)
@@ -43,16 +50,29 @@ def dequantize_groups(quantized: Quantized, zero: int) -> Tensor:
     return numbers.mul_(quantized.scales.float().unsqueeze(1)).view(k, n).t().contiguous()
 
 
-def _normalized(groups: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
+def _normalized(groups: Tensor, choose: Choose, importance: Importance) -> tuple[Tensor, Tensor]:
     high, low = groups.amax(1, keepdim=True), groups.amin(1, keepdim=True)
     peaks = torch.where(high >= -low, high, low)
     unit, _ = power_of_two(peaks)
-    peaks = torch.where(peaks.abs() < unit, unit, peaks)
-    numbers, scales = choose(groups / unit, peaks / unit)
-    scales = scales * unit
-    # A subnormal scale has few bits, and kernels may flush it: such a group is zero.
-    normal = scales.abs() >= _SMALLEST_NORMAL
-    return numbers.mul_(normal), scales.mul_(normal)
+    used = peaks.abs() >= _LEAST_PEAK
+    groups, peaks = torch.where(used, groups / unit, 0.0), torch.where(used, peaks / unit, 1.0)
+    numbers, scales = choose(groups, peaks, importance)
+    return numbers, scales.mul_(unit).mul_(used)
+
+
+def relative_importance(importance: Tensor | None, k: int, group_size: int) -> Importance:
+    """Importance [K] as codecs want it. Raises InputError where it is not float32 [K], finite and not negative."""
+    if importance is None:
+        return None
+    if importance.dtype != torch.float32 or importance.shape != (k,):
+        found = f"importance is {importance.dtype} {tuple(importance.shape)}"
+        raise InputError(found, expected=f"float32 ({k},)")
+    if not bool(((importance >= 0) & importance.isfinite()).all()):
+        raise InputError("importance has values that are negative or not finite", expected="0 and above")
+    groups = importance.view(-1, group_size, 1)
+    largest = groups.amax(1, keepdim=True)
+    # Without any importance all are equal.
+    return torch.where(largest > 0, groups / largest, 1.0)
 
 
 def power_of_two(values: Tensor) -> tuple[Tensor, Tensor]:

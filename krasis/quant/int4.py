@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from krasis.quant.codec import Quantized
-from krasis.quant.groups import dequantize_groups, quantize_groups
-from krasis.quant.treesum import tree_sum
+from krasis.quant.groups import Importance, dequantize_groups, quantize_groups
 
 NAME = "int4"
 BITS = 4
@@ -15,18 +14,21 @@ GROUP_SIZES = (32, 64, 128)
 SCALE_DTYPE = torch.bfloat16
 
 LEAST, MOST = -8, 7
-FACTORS = tuple(0.75 + 0.025 * step for step in range(13))
-# The first half of the candidates sends the peak to the side of -8, the one code without an opposite.
-CANDIDATES = tuple(sign * factor / 8 for sign in (-1, 1) for factor in FACTORS)
+DIVISORS = tuple(7.25 + 0.35 * step for step in range(8))
+"""Candidate scales are the peak over minus these: it goes to the side of -8, the one number without an opposite."""
+
+_UNIT = 2.0**14
+_ONE = 2.0**25
+_PARTS = 4095
 
 
-def quantize(weight: Tensor, group_size: int) -> Quantized:
-    """Float [N, K] -> codes uint8 [K, N] and bfloat16 scales [K/g, N], least squared error of 26 candidate scales.
+def quantize(weight: Tensor, group_size: int, importance: Tensor | None = None) -> Quantized:
+    """Float [N, K] -> codes uint8 [K, N] and bfloat16 scales [K/g, N], of 8 candidates the one whose codes fit best.
 
-    Candidates are peak * c for c in CANDIDATES, rounded to bfloat16 before codes are chosen; the first of equals wins.
-    Errors and guarantees: `Codec.quantize`.
+    Works in whole numbers: formats/codecs.md. `importance`, float32 [K], weighs every column's squared error. Errors
+    and guarantees: `Codec.quantize`.
     """
-    return quantize_groups(weight, group_size, ZERO, _search)
+    return quantize_groups(weight, group_size, ZERO, _search, importance)
 
 
 def dequantize(quantized: Quantized) -> Tensor:
@@ -34,16 +36,31 @@ def dequantize(quantized: Quantized) -> Tensor:
     return dequantize_groups(quantized, ZERO)
 
 
-def _search(groups: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor]:
-    best = torch.full_like(peaks, torch.inf)
-    chosen = torch.zeros_like(peaks)
-    for candidate in CANDIDATES:
-        scales = (peaks * candidate).bfloat16().float()
-        error = tree_sum(_numbers(groups, scales).mul_(scales).sub_(groups).square_())
-        chosen = torch.where(error < best, scales, chosen)
-        best = torch.minimum(error, best)
-    return _numbers(groups, chosen), chosen
+def _search(groups: Tensor, peaks: Tensor, importance: Importance) -> tuple[Tensor, Tensor]:
+    whole = (groups * _UNIT).round().clamp(-32768, 32767).int()
+    values, parts, unit = whole, torch.ones(1, dtype=torch.int32), 1
+    if importance is not None:
+        # Six bits less of the weights make room for twelve of the importance.
+        values, parts, unit = _times(whole, 512), (importance * _PARTS).round().clamp_min(1).int(), 64
+    base = -_ONE / (peaks * _UNIT)
+    best_a, best_b = torch.zeros_like(peaks), torch.ones_like(peaks)
+    for divisor in DIVISORS:
+        numbers = _numbers(whole, (base * divisor).round())
+        a = (values * numbers * parts).sum(1, keepdim=True).float()
+        b = (numbers * numbers * parts).sum(1, keepdim=True).float()
+        # Of these codes the best scale is a / b, and it leaves sum w^2 - a^2 / b.
+        better = a.square() * best_b > best_a.square() * b
+        best_a, best_b = torch.where(better, a, best_a), torch.where(better, b, best_b)
+    scales = (best_a / best_b * unit).bfloat16().float()
+    numbers = _numbers(whole, (_ONE / scales).clamp(-32767, 32767).round())
+    return numbers.float(), scales / _UNIT
 
 
-def _numbers(groups: Tensor, scales: Tensor) -> Tensor:
-    return (groups / scales).round_().clamp_(LEAST, MOST)
+def _numbers(whole: Tensor, multipliers: Tensor) -> Tensor:
+    """The quotients in 2^-10, then rounded."""
+    return _times(_times(whole, multipliers.int()), 32).clamp(LEAST, MOST)
+
+
+def _times(whole: Tensor, factor: Tensor | int) -> Tensor:
+    """Times factor / 2^15, to the nearest integer, ties upwards."""
+    return (whole * factor + 0x4000) >> 15

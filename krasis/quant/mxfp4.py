@@ -10,8 +10,7 @@ from torch import Tensor
 from krasis.errors import InputError
 from krasis.quant import int8
 from krasis.quant.codec import Quantized
-from krasis.quant.groups import check_weight, chunks, power_of_two
-from krasis.quant.treesum import tree_sum
+from krasis.quant.groups import Importance, check_weight, chunks, power_of_two, relative_importance
 
 NAME = "mxfp4"
 BITS = 4
@@ -32,20 +31,22 @@ _BOUNDS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 _BOUNDS[1::2] = _BOUNDS[1::2].nextafter(torch.tensor(0.0))
 
 
-def quantize(weight: Tensor, group_size: int) -> Quantized:
+def quantize(weight: Tensor, group_size: int, importance: Tensor | None = None) -> Quantized:
     """Float [N, K] -> codes uint8 [K, N] and e8m0 scales uint8 [K/32, N], least squared error of two exponents.
 
     They are OCP's floor(log2(peak)) - 2, which clamps a peak above 6, and the next one; the first of equals wins.
-    Codes are the nearest, ties to even. Errors and guarantees: `Codec.quantize`; the group size is 32.
+    Codes are the nearest, ties to even. `importance`, float32 [K], weighs every column's squared error. Errors and
+    guarantees: `Codec.quantize`; the group size is 32.
     """
     if group_size != GROUP:
         raise InputError(f"mxfp4 with group size {group_size}", expected="32")
     n, k = check_weight(weight, GROUP)
+    shares = relative_importance(importance, k, GROUP)
     codes = torch.empty(k, n, dtype=torch.uint8)
     scales = torch.empty(k // GROUP, n, dtype=torch.uint8)
     for chunk in chunks(n, k):
         groups = weight[chunk].float().t().contiguous().view(k // GROUP, GROUP, -1)
-        found, exponents = _search(groups)
+        found, exponents = _search(groups, shares)
         codes[:, chunk] = found.view(k, -1)
         scales[:, chunk] = exponents.squeeze(1)
     return Quantized(codes, scales)
@@ -98,12 +99,12 @@ def _powers(scales: Tensor) -> Tensor:
     return (scales.int() << 23).view(torch.float32)
 
 
-def _search(groups: Tensor) -> tuple[Tensor, Tensor]:
+def _search(groups: Tensor, importance: Importance) -> tuple[Tensor, Tensor]:
     """float32 groups [G, 32, R] -> codes of that shape and scales [G, 1, R], both uint8."""
     unit, exponent = power_of_two(groups.abs().amax(1, keepdim=True))
     groups = groups / unit
     low, high = _nearest(groups * 4), _nearest(groups * 2)
-    coarser = _error(high, groups, 1 / 2) < _error(low, groups, 1 / 4)
+    coarser = _error(high, groups, 1 / 2, importance) < _error(low, groups, 1 / 4, importance)
     # Below 2^-126 there is no scale: such a group is zero.
     exponent = (exponent - 2 + coarser).clamp_min(0)
     codes = torch.where(coarser, high, low).mul_(exponent > 0)
@@ -115,5 +116,12 @@ def _nearest(values: Tensor) -> Tensor:
     return (magnitudes + _MINUS * ((values < 0) & (magnitudes > 0))).to(torch.uint8)
 
 
-def _error(codes: Tensor, groups: Tensor, scale: float) -> Tensor:
-    return tree_sum(_values(codes).mul_(scale).sub_(groups).square_())
+def _error(codes: Tensor, groups: Tensor, scale: float, importance: Importance) -> Tensor:
+    """Even and odd k are summed apart, each by ascending k."""
+    squares = _values(codes).mul_(scale).sub_(groups).square_()
+    if importance is not None:
+        squares.mul_(importance)
+    total = squares[:, :2]
+    for k in range(2, GROUP, 2):
+        total += squares[:, k : k + 2]
+    return total[:, :1] + total[:, 1:]
