@@ -8,7 +8,8 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from krasis import __version__
-from krasis.cli import chat, convert, evaluate, inspect
+from krasis.cli import chat, convert, evaluate, inspect, verify
+from krasis.cli.console import plain
 from krasis.errors import KrasisError
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
 )
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
-app.command("verify")(inspect.verify)
+app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
 app.command("profile-heat")(evaluate.profile_heat)
 app.command("run")(chat.run)
@@ -66,7 +67,5 @@ def _report(error: KrasisError | TyperException) -> int:
         raise error
     message = str(error) if isinstance(error, KrasisError) else error.format_message()
     if message:
-        # A message may quote a name from a pack or checkpoint, and a terminal would obey its control characters.
-        line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {plain(message)}", file=sys.stderr)
     return error.exit_code

@@ -43,6 +43,11 @@ def human(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def plain(text: str) -> str:
+    """One line of text as a terminal may show it: names from packs and checkpoints can hold what would steer it."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def note(text: str) -> None:
     """One line for a person, apart from the result."""
     print(f"note: {text}", file=sys.stderr)

@@ -1,14 +1,23 @@
 """Read a hub config.json strictly: every key is used, known to be harmless, or refused by name."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from krasis.errors import InputError
 from krasis.models.blocks.rope import RopeSpec, Yarn, mscale
+from krasis.models.family import LEAST_FLOAT, MOST_FLOAT, MOST_LAYERS, MOST_PARTS, MOST_WIDTH
 
 T = TypeVar("T", int, float, bool, str)
 _INT_END = 1 << 31
+
+# Keys whose number of things is made, or would be, before a checkpoint proves that it has them.
+MOST = {
+    "num_hidden_layers": MOST_LAYERS,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), MOST_PARTS),
+    **dict.fromkeys(("num_attention_heads", "linear_num_key_heads", "linear_num_value_heads"), MOST_PARTS),
+    **dict.fromkeys(("hidden_size", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), MOST_WIDTH),
+    "kv_lora_rank": MOST_WIDTH,
+}
 
 # Keys that say how a model was trained, saved or served, not what it computes.
 HARMLESS = {
@@ -28,8 +37,8 @@ class Config:
     def take(self, kind: type[T], *names: str, default: T | None = None, least: int = 1) -> T:
         """The value under whichever of `names` is there.
 
-        InputError where it is missing, of another type, an integer below `least` or a number not above zero, and where
-        two names differ.
+        InputError where it is missing, of another type, an integer below `least` or above the name's MOST, a number not
+        between 1e-30 and 1e30, and where two names differ.
         """
         self._seen.update(names)
         given = [name for name in names if self._tree.get(name) is not None]
@@ -44,7 +53,7 @@ class Config:
             value = float(value)
         if type(value) is not kind:
             raise InputError(f"{given[0]} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")
-        if expected := _out_of_range(value, least):
+        if expected := _out_of_range(value, least, MOST.get(given[0], _INT_END - 1)):
             raise InputError(f"{given[0]} is {value!r}", where="config.json", expected=expected)
         return value
 
@@ -110,7 +119,7 @@ class Config:
         kv_heads = self.take(int, "num_key_value_heads", default=heads)
         head_dim = self.take(int, "head_dim", default=self.take(int, "hidden_size") // heads)
         self.hold(heads % kv_heads == 0, "num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
-        self.hold(head_dim % 2 == 0, "head_dim", "even, for rotary embedding")
+        self.hold(head_dim > 0 and head_dim % 2 == 0, "head_dim", "even, for rotary embedding")
         return heads, kv_heads, head_dim
 
     def experts(self, *names: str) -> tuple[int, int]:
@@ -137,6 +146,7 @@ class Config:
             self.hold(value is None or nested.get(name) in (None, value), name, f"{nested.get(name)!r}, as nested")
         rope = Config(outer | nested)
         theta = rope.take(float, "rope_theta")
+        rope.hold(theta > 1, "rope_theta", "above 1")
         share = 1.0 if partial is None else rope.take(float, "partial_rotary_factor", default=partial)
         rope.hold(share <= 1, "partial_rotary_factor", "at most 1")
         yarn = _yarn(rope) if "yarn" in (nested.get("rope_type"), nested.get("type")) else None
@@ -159,12 +169,12 @@ class Config:
                 )
 
 
-def _out_of_range(value: object, least: int) -> str:
+def _out_of_range(value: object, least: int, most: int) -> str:
     """What a number should be, empty where it is."""
-    if type(value) is int and not least <= value < _INT_END:
-        return f"{least} or more, below 2^31"
-    if type(value) is float and not 0 < value < math.inf:
-        return "above 0 and finite"
+    if type(value) is int and not least <= value <= most:
+        return f"{least} to {most}"
+    if type(value) is float and not LEAST_FLOAT <= value <= MOST_FLOAT:
+        return f"{LEAST_FLOAT} to {MOST_FLOAT}"
     return ""
 
 

@@ -14,7 +14,7 @@ from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.rope import Rope, RopeSpec
 from krasis.models.blocks.routing import normalized, within_best_groups
 from krasis.models.config import Config
-from krasis.models.family import Count, Linear, ModelSpec, Positive, Weights
+from krasis.models.family import Count, Linear, ModelSpec, PartCount, Positive, Weights, Width
 from krasis.models.state import LayerState
 from krasis.models.weight import File, Group, Weight, base_file, experts, gated, layer_file, left_out, tensor
 
@@ -26,7 +26,7 @@ class MoeSpec(ModelSpec, frozen=True):
     `corrected` routers choose by scores plus a bias and weigh by scores alone.
     """
 
-    num_experts: Count
+    num_experts: PartCount
     experts_per_token: Count
     expert_size: Count
     shared_size: int
@@ -44,12 +44,12 @@ class MoeSpec(ModelSpec, frozen=True):
 class Spec(MoeSpec, frozen=True, tag="deepseek_v2"):
     """A `q_lora_rank` of 0 is a query without latent."""
 
-    num_heads: Count
+    num_heads: PartCount
     q_lora_rank: int
-    kv_lora_rank: Count
-    nope_dim: Count
-    rope_dim: Count
-    v_dim: Count
+    kv_lora_rank: Width
+    nope_dim: Width
+    rope_dim: Width
+    v_dim: Width
     rope: RopeSpec
 
 

@@ -10,16 +10,24 @@ from torch import Tensor
 from krasis.models.state import LayerState, State
 from krasis.models.weight import File
 
+# Whoever writes a config.json or a manifest says how many things are made for each layer, expert and head.
+MOST_LAYERS, MOST_PARTS, MOST_WIDTH = 1 << 10, 1 << 12, 1 << 20
+# Far beyond any constant of a model; products and quotients of a few stay finite.
+LEAST_FLOAT, MOST_FLOAT = 1e-30, 1e30
+
 Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
+LayerCount = Annotated[int, Meta(ge=1, le=MOST_LAYERS)]
+PartCount = Annotated[int, Meta(ge=1, le=MOST_PARTS)]
+Width = Annotated[int, Meta(ge=1, le=MOST_WIDTH)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(ge=LEAST_FLOAT, le=MOST_FLOAT)]
 
 
 class ModelSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, tag_field="model_type"):
     """The fields every family shares. A family adds its own; the pack's manifest stores the whole."""
 
-    hidden_size: Count
-    num_layers: Count
+    hidden_size: Width
+    num_layers: LayerCount
     vocab_size: Count
     max_positions: Count
     norm_eps: Positive

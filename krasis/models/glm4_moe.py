@@ -12,7 +12,7 @@ from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.config import Config
 from krasis.models.deepseek_v2 import ignored, moe_layers
-from krasis.models.family import Count, Weights
+from krasis.models.family import PartCount, Weights, Width
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, base_file, layer_file, tensor
 
@@ -22,9 +22,9 @@ __all__ = ["Spec", "build", "files", "ignored", "moe_layers", "parse_config", "s
 class Spec(deepseek_v2.MoeSpec, frozen=True, tag="glm4_moe"):
     """`biased`: queries, keys and values have biases; `normed`: queries and keys have head norms."""
 
-    num_heads: Count
-    num_kv_heads: Count
-    head_dim: Count
+    num_heads: PartCount
+    num_kv_heads: PartCount
+    head_dim: Width
     rope: RopeSpec
     biased: bool
     normed: bool

@@ -13,7 +13,7 @@ from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import top_k_softmax
 from krasis.models.config import Config
-from krasis.models.family import Count, ModelSpec, Positive, Weights
+from krasis.models.family import Count, ModelSpec, PartCount, Positive, Weights, Width
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, layer_file, left_out, tensor
 
@@ -23,12 +23,12 @@ Window = Annotated[int, Meta(ge=0, lt=1 << 31)]
 class Spec(ModelSpec, frozen=True, tag="gpt_oss"):
     """`windows` has the tokens that each layer's attention looks back over, itself included; 0 is all."""
 
-    num_heads: Count
-    num_kv_heads: Count
-    head_dim: Count
+    num_heads: PartCount
+    num_kv_heads: PartCount
+    head_dim: Width
     windows: tuple[Window, ...]
     rope: RopeSpec
-    num_experts: Count
+    num_experts: PartCount
     experts_per_token: Count
     expert_size: Count
     swiglu_alpha: Positive

@@ -13,7 +13,7 @@ from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import softmax_top_k
 from krasis.models.config import Config
-from krasis.models.family import Count, Linear, ModelSpec, Weights
+from krasis.models.family import Count, Linear, ModelSpec, PartCount, Weights, Width
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, base_file, experts, gated, layer_file, left_out, tensor
 
@@ -21,11 +21,11 @@ from krasis.models.weight import File, Group, base_file, experts, gated, layer_f
 class Spec(ModelSpec, frozen=True, tag="qwen3_moe"):
     """`intermediate_size` is the width of the layers in `dense_layers`, which have one MLP and no experts."""
 
-    num_heads: Count
-    num_kv_heads: Count
-    head_dim: Count
+    num_heads: PartCount
+    num_kv_heads: PartCount
+    head_dim: Width
     rope: RopeSpec
-    num_experts: Count
+    num_experts: PartCount
     experts_per_token: Count
     expert_size: Count
     norm_topk_prob: bool

@@ -17,7 +17,7 @@ from krasis.models.blocks.norms import RmsNorm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import softmax_top_k
 from krasis.models.config import Config
-from krasis.models.family import Count, Linear, ModelSpec, Weights
+from krasis.models.family import Count, Linear, ModelSpec, PartCount, Weights, Width
 from krasis.models.qwen3_moe import read_mlp
 from krasis.models.state import Cache, LayerState, Recurrent, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, experts, gated, layer_file, left_out, tensor
@@ -33,16 +33,16 @@ class Spec(ModelSpec, frozen=True, tag="qwen3_next"):
     """
 
     attention_layers: tuple[int, ...]
-    num_heads: Count
-    num_kv_heads: Count
-    head_dim: Count
+    num_heads: PartCount
+    num_kv_heads: PartCount
+    head_dim: Width
     rope: RopeSpec
-    linear_key_heads: Count
-    linear_value_heads: Count
+    linear_key_heads: PartCount
+    linear_value_heads: PartCount
     linear_key_dim: Count
     linear_value_dim: Count
     conv_width: Count
-    num_experts: Count
+    num_experts: PartCount
     experts_per_token: Count
     expert_size: Count
     shared_size: Count

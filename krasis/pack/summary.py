@@ -1,9 +1,14 @@
-"""The kinds of matrices in a pack, each described once however many layers and experts repeat it."""
+"""What a pack holds, kind by kind: each kind of matrix described once however many layers and experts repeat it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any, Protocol
 
-from krasis.pack.record import TensorSpec
+from krasis import quant
+from krasis.pack.record import TensorSpec, record_bytes, sections
+
+Figures = Mapping[str, Sequence[float]]
+"""SEGMENT.TENSOR -> a figure for each record's matrix."""
 
 
 class Described(Protocol):
@@ -13,37 +18,86 @@ class Described(Protocol):
     def name(self) -> str: ...
 
     @property
+    def layout(self) -> str: ...
+
+    @property
     def tensors(self) -> tuple[TensorSpec, ...]: ...
 
+    @property
+    def count(self) -> int: ...
 
-def matrices(segments: Iterable[Described], errors: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+
+def matrices(segments: Iterable[Described], errors: Figures) -> list[dict[str, Any]]:
     """One entry per kind, codec and shape of quantized matrix, in pack order.
 
-    `rel_rms_error` is the root mean square of the matrices' relative errors, None where `errors` has none.
+    `count` matrices, each once whatever the layouts, take `bytes` in all layouts together. `rel_rms_error` is the root
+    mean square of their relative errors, `worst_rel_rms_error` the largest, None where `errors` has none.
     """
-    found: dict[tuple[str, TensorSpec], dict[str, Sequence[float]]] = {}
+    found: dict[tuple[str, TensorSpec], list[Described]] = {}
     for segment in segments:
         for tensor in segment.tensors:
             if tensor.quantized:
-                name = f"{segment.name}.{tensor.name}"
-                found.setdefault((kind(segment.name, tensor.name), tensor), {})[name] = errors.get(name, ())
-    return [
-        _entry(what, tensor, [e for figures in by_name.values() for e in figures])
-        for (what, tensor), by_name in found.items()
-    ]
+                found.setdefault((kind(segment.name, tensor.name), tensor), []).append(segment)
+    return [_entry(what, tensor, held, errors) for (what, tensor), held in found.items()]
+
+
+def sizes(segments: Iterable[Described]) -> dict[str, int]:
+    """Kind of segment -> its bytes in all layouts together: what is kept as it is, dense matrices, experts and so on."""
+    found: dict[str, int] = {}
+    for segment in segments:
+        what = _segment_kind(segment.name)
+        found[what] = found.get(what, 0) + segment.count * record_bytes(segment.tensors, segment.layout)
+    return found
+
+
+def padding_bytes(segments: Iterable[Described]) -> int:
+    """How many bytes hold no weight: pads of matrices, and zeros up to the borders of sections and records."""
+    return sum(
+        segment.count * (record_bytes(segment.tensors, segment.layout) - sum(map(_logical_bytes, segment.tensors)))
+        for segment in segments
+    )
 
 
 def kind(segment: str, tensor: str) -> str:
     """`layers.3.experts` and `w2` -> `experts.w2`."""
-    return f"{segment.rsplit('.', 1)[-1]}.{tensor}"
+    return f"{_segment_kind(segment)}.{tensor}"
 
 
-def _entry(what: str, tensor: TensorSpec, errors: list[float]) -> dict[str, Any]:
+def _segment_kind(name: str) -> str:
+    """`layers.3.experts` -> `experts`; `layers.3` -> `layers`."""
+    return next((word for word in reversed(name.split(".")) if not word.isdecimal()), name)
+
+
+def _entry(what: str, tensor: TensorSpec, held: list[Described], errors: Figures) -> dict[str, Any]:
+    counts = {segment.name: segment.count for segment in held}
     return {
         "kind": what,
         "codec": tensor.codec,
         "group_size": tensor.group_size,
         "shape": list(tensor.shape),
         "padded_shape": list(tensor.padded_shape),
-        "rel_rms_error": (sum(e * e for e in errors) / len(errors)) ** 0.5 if errors else None,
+        "count": sum(counts.values()),
+        "bytes": sum(segment.count * _stored_bytes(tensor, segment.layout) for segment in held),
+        **_spread("rel_rms_error", [figure for name in counts for figure in errors.get(f"{name}.{tensor.name}", ())]),
     }
+
+
+def _spread(name: str, figures: list[float]) -> dict[str, float | None]:
+    worst = max(figures, default=None)
+    # Relative to the worst, as the square of a figure may overflow.
+    mean = worst and worst * (sum((figure / worst) ** 2 for figure in figures) / len(figures)) ** 0.5
+    return {name: mean, f"worst_{name}": worst}
+
+
+def _stored_bytes(tensor: TensorSpec, layout: str) -> int:
+    return sum(section.bytes for section in sections((tensor,), layout))
+
+
+def _logical_bytes(tensor: TensorSpec) -> int:
+    """What the tensor would take without any pad: its codes and scales, or its values."""
+    codec = quant.get(tensor.codec)
+    codes = -(-prod(tensor.shape) * codec.BITS // 8)
+    if not tensor.quantized:
+        return codes
+    n, k = tensor.shape
+    return codes + n * -(-k // tensor.group_size) * codec.SCALE_DTYPE.itemsize

@@ -17,18 +17,32 @@ INSPECT = {
     "format_version",
     "tool",
     "total_bytes",
+    "padding_bytes",
     "expert_bits",
     "dense_bits",
     "group_size",
     "layouts",
+    "settings",
     "layers",
     "experts",
     "heat",
     "root_hash",
+    "sizes",
     "matrices",
+    "source",
 }
-MATRIX = {"kind", "codec", "group_size", "shape", "padded_shape", "rel_rms_error"}
-VERIFY = {"ok", "bytes", "broken", "root_hash"}
+MATRIX = {
+    "kind",
+    "codec",
+    "group_size",
+    "shape",
+    "padded_shape",
+    "count",
+    "bytes",
+    "rel_rms_error",
+    "worst_rel_rms_error",
+}
+VERIFY = {"ok", "bytes", "broken", "root_hash", "seconds", "bytes_per_s"}
 EVAL = {"nll", "tokens", "files", "path", "device"}
 PROFILE_HEAT = {"tokens", "held_out_tokens", "layers", "coverage", "profile"}
 RUN = {

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from krasis.cli.inspect import verify
+from krasis.cli.verify import verify
 from krasis.errors import InputError
 from krasis.pack.reader import Pack
 

@@ -8,7 +8,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from krasis.models.family import Count, Positive
+from krasis.models.family import MOST_FLOAT, Count, Positive
 
 Angles = tuple[Tensor, Tensor]
 """(cos, sin), each float32 [tokens, 1, dim/2]."""
@@ -29,7 +29,7 @@ class Yarn(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 class RopeSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`partial` is the share of a head's dimensions that turns."""
 
-    theta: Positive
+    theta: Annotated[float, Meta(gt=1, le=MOST_FLOAT)]
     partial: Annotated[float, Meta(gt=0, le=1)] = 1.0
     yarn: Yarn | None = None
 

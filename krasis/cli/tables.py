@@ -1,0 +1,78 @@
+"""Tables for people: what a pack holds, kind by kind, in at most 100 columns."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from krasis.cli.console import human, plain
+
+WIDTH = 100
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Names beside their values; lists with commas."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+        table.add_row(plain(name), plain(shown))
+    _print(table)
+
+
+def print_sizes(sizes: Mapping[str, int]) -> None:
+    """Kind of segment -> bytes."""
+    total = sum(sizes.values())
+    rows = ((name, human(size), f"{size / total:.1%}") for name, size in sizes.items())
+    _print(_table(("part", "bytes", "share"), rows, left=1))
+
+
+def print_matrices(matrices: Iterable[Mapping[str, Any]]) -> None:
+    """The entries of `krasis.pack.summary.matrices`."""
+    heads = ("matrix", "codec", "group", "count", "shape", "padded", "bytes", "error", "worst")
+    rows = (
+        (
+            m["kind"],
+            m["codec"],
+            m["group_size"],
+            m["count"],
+            _shape(m["shape"]),
+            "" if m["padded_shape"] == m["shape"] else _shape(m["padded_shape"]),
+            human(m["bytes"]),
+            _percent(m["rel_rms_error"]),
+            _percent(m["worst_rel_rms_error"]),
+        )
+        for m in matrices
+    )
+    _print(_table(heads, rows, left=2))
+
+
+def print_source(files: Iterable[Mapping[str, Any]]) -> None:
+    """The files a pack was made from, as sha256sum lists and checks them."""
+    for file in files:
+        print(f"{file['sha256']}  {plain(file['name'])}")
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[object, ...]], left: int) -> Table:
+    """The first `left` columns are words, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(plain(str(cell)) for cell in row))
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    console.print(table)
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _percent(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.3%}"
