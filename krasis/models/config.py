@@ -49,7 +49,7 @@ class Config:
         value = self._tree[given[0]]
         for name in given[1:]:
             self.hold(self._tree[name] == value, name, f"{value!r}, as {given[0]}")
-        if kind is float and type(value) is int and value < _INT_END:
+        if kind is float and type(value) is int and abs(value) < _INT_END:
             value = float(value)
         if type(value) is not kind:
             raise InputError(f"{given[0]} is {value!r}", where="config.json", expected=f"of type {kind.__name__}")

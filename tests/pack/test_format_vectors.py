@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from krasis import layout, quant
-from krasis.cli.inspect import verify
+from krasis.cli.verify import verify
 from krasis.errors import InputError
 from krasis.pack import manifest as manifests
 from krasis.pack import strict_json
