@@ -1,6 +1,6 @@
 """A hub checkpoint: config, tokenizer files and the tensors of its shards, read one at a time."""
 
-import json
+import re
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +16,14 @@ from krasis.convert.encodings.stored import Coded, Encoding, Stored
 from krasis.convert.store import FolderStore, Store
 from krasis.errors import InputError
 from krasis.models.weight import Source
+from krasis.pack import strict_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+MOST_TENSORS = 1 << 20
+MOST_NAME = 255
 
 
 HEADERS_AT_ONCE = 8
@@ -41,6 +45,7 @@ class Checkpoint:
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
             stored = dict(zip(self.shards, pool.map(self.store.headers, self.shards), strict=True))
         self.shard_of = dict.fromkeys(stored[SINGLE], SINGLE) if listed is None else listed
+        self._check_names()
         for name, shard in self.shard_of.items():
             if name not in stored[shard]:
                 raise InputError(f"can't read {name}: the shard lacks it", where=f"{self.where}/{shard}")
@@ -147,6 +152,14 @@ class Checkpoint:
             )
         return listed
 
+    def _check_names(self) -> None:
+        if len(self.shard_of) > MOST_TENSORS:
+            raise InputError(f"{len(self.shard_of)} tensors", where=self.where, expected=f"at most {MOST_TENSORS}")
+        for name in self.shard_of:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII) or len(name) > MOST_NAME:
+                expected = f"up to {MOST_NAME} letters, digits, _ and -, and single dots between them"
+                raise InputError(f"{name[:MOST_NAME]!r} is no name of a tensor", where=self.where, expected=expected)
+
     def _need(self, name: str, expected: str) -> Mapping[str, Any]:
         found = self._json(name)
         if found is None:
@@ -158,8 +171,8 @@ class Checkpoint:
         if content is None:
             return None
         try:
-            tree = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            tree = strict_json.parse(content)
+        except ValueError as error:
             raise InputError(f"not JSON: {error}", where=f"{self.where}/{name}") from error
         if not isinstance(tree, dict):
             raise InputError("not a JSON object", where=f"{self.where}/{name}")
@@ -167,7 +180,8 @@ class Checkpoint:
 
 
 def _plain_name(name: object) -> bool:
-    return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and not name.startswith(".")
+    plain = isinstance(name, str) and len(name) <= MOST_NAME and re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII)
+    return bool(plain)
 
 
 def _rows(stored: Stored, source: Source) -> Stored:

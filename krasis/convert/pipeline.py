@@ -1,6 +1,7 @@
 """Convert a checkpoint: plan the whole pack, then fill it record by record on many threads."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from krasis.convert.sources import Sources, hash_file
 from krasis.convert.store import Store
 from krasis.errors import InputError
 from krasis.models.family import Family, ModelSpec
-from krasis.models.weight import Group
+from krasis.models.weight import Group, Weight
 from krasis.pack.file_writer import SegmentPlan
 from krasis.pack.manifest import Manifest, Settings
 from krasis.pack.progress import Progress
@@ -36,7 +37,11 @@ class Conversion:
         family = models.get(str(model_type))
         config = {key: value for key, value in self.checkpoint.config.items() if key != encodings.KEY}
         self.spec = _with_eos(family.parse_config(config), self.checkpoint.eos_token_ids())
-        files = list(family.files(self.spec))
+        files = []
+        for name, groups in family.files(self.spec):
+            # File by file, as a config.json may speak of any number of layers.
+            self._refuse_missing(groups)
+            files.append((name, groups))
         self._account(family, [group for _, groups in files for group in groups])
         self.files = [self._plan_file(name, groups) for name, groups in files]
 
@@ -92,7 +97,7 @@ class Conversion:
 
     def _plan_file(self, name: str, groups: list[Group]) -> PlannedFile:
         segments = [self._plan(group) for group in groups]
-        sources = (source for g in groups for record in g.records for weight in record for source in weight.sources)
+        sources = (source for weight in _weights(groups) for source in weight.sources)
         shards = {shard for source in sources for shard in self.checkpoint.shards_of(source)}
         return PlannedFile(name, groups, segments, frozenset(shards))
 
@@ -118,14 +123,12 @@ class Conversion:
     def _account(self, family: Family, groups: list[Group]) -> None:
         """Every tensor is used whole or rightly ignored, none is missing, and all have the shapes they should."""
         have = self.checkpoint.headers
-        weights = [weight for group in groups for record in group.records for weight in record]
-        wanted = [(source, weight.shape) for weight in weights for source in weight.sources]
+        wanted = [(source, weight.shape) for weight in _weights(groups) for source in weight.sources]
         # How many of a stack are used; 0 for what is no stack.
         used: dict[str, int] = {}
         for source, _ in wanted:
             for name in self.checkpoint.tensors(source):
                 used[name] = max(used.get(name, 0), 0 if source.index is None else source.index + 1)
-        self._refuse("is missing", used.keys() - have.keys(), hint="download the model again")
         for name, count in used.items():
             if count and have[name].shape[:1] != (count,):
                 raise InputError(f"{name} is {have[name]}", where=self.checkpoint.where, expected=f"{count} experts")
@@ -133,6 +136,11 @@ class Conversion:
             self.checkpoint.check(source, shape)
         left = {name for name in have.keys() - used.keys() if not family.ignored(name, self.spec)}
         self._refuse("is unexpected", left, expected="only tensors the family and config.json are known to use")
+
+    def _refuse_missing(self, groups: list[Group]) -> None:
+        sources = (source for weight in _weights(groups) for source in weight.sources)
+        names = {name for source in sources for name in self.checkpoint.tensors(source)}
+        self._refuse("is missing", names - self.checkpoint.headers.keys(), hint="download the model again")
 
     def _refuse(self, what: str, names: set[str], **advice: str) -> None:
         if names:
@@ -147,6 +155,10 @@ class Conversion:
 
 def _first_shard(file: PlannedFile) -> str:
     return min(file.shards, default="")
+
+
+def _weights(groups: list[Group]) -> Iterator[Weight]:
+    return (weight for group in groups for record in group.records for weight in record)
 
 
 def _with_eos(spec: ModelSpec, generation: tuple[int, ...]) -> ModelSpec:

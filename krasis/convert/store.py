@@ -9,6 +9,9 @@ from safetensors import SafetensorError, safe_open
 from krasis.convert.encodings.stored import Header
 from krasis.errors import InputError, UsageError
 
+MOST_SMALL = 128 << 20
+"""Bytes of the largest small file that is read."""
+
 
 class Store(Protocol):
     """Small files as bytes, shards by their headers until one is asked for. Methods may be called from any thread."""
@@ -18,7 +21,10 @@ class Store(Protocol):
         """What messages call it."""
 
     def small(self, name: str) -> bytes | None:
-        """The content of a small file (config.json, the index, the tokenizer), None where there is none."""
+        """The content of a small file (config.json, the index, the tokenizer), None where there is none.
+
+        Raises InputError where it is larger than MOST_SMALL.
+        """
 
     def headers(self, shard: str) -> dict[str, Header]:
         """Every tensor of a shard. Raises InputError where it is missing or no safetensors file."""
@@ -60,7 +66,9 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A local folder in the hub's form."""
+    """A local folder in the hub's form. Links may lead to files of the folder or the hub cache's own, nowhere else:
+    a checkpoint must not make krasis pack a file of the user's.
+    """
 
     discard, origin = False, ""
 
@@ -68,8 +76,14 @@ class FolderStore:
         self.where = self.disk = folder
 
     def small(self, name: str) -> bytes | None:
-        path = self.where / name
-        return path.read_bytes() if path.is_file() else None
+        path = self._follow(name)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(MOST_SMALL + 1)
+        if len(content) > MOST_SMALL:
+            raise InputError("the file is too large", where=path, expected=f"at most {MOST_SMALL} bytes")
+        return content
 
     def headers(self, shard: str) -> dict[str, Header]:
         return read_headers(self._path(shard))
@@ -100,9 +114,19 @@ class FolderStore:
         return shard
 
     def _path(self, shard: str) -> Path:
-        path = self.where / shard
+        path = self._follow(shard)
         if not path.is_file():
             raise InputError("a weight file is missing", where=path, hint="download the model again")
+        return path
+
+    def _follow(self, name: str) -> Path:
+        path = self.where / name
+        if path.is_symlink():
+            home = self.where.resolve()
+            cache = {home.parent.parent / "blobs"} if home.parent.name == "snapshots" else set()
+            if path.resolve().parent not in {home, *cache}:
+                hint = "put the file itself there"
+                raise InputError("a link out of the checkpoint", where=path, expected="a plain file", hint=hint)
         return path
 
 

@@ -42,7 +42,7 @@ def matrices(segments: Iterable[Described], errors: Figures) -> list[dict[str, A
 
 
 def sizes(segments: Iterable[Described]) -> dict[str, int]:
-    """Kind of segment -> its bytes in all layouts together: what is kept as it is, dense matrices, experts and so on."""
+    """Kind of segment (`layers` is what they keep as it is, then `dense`, `experts`) -> its bytes in all layouts."""
     found: dict[str, int] = {}
     for segment in segments:
         what = _segment_kind(segment.name)

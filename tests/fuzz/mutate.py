@@ -9,7 +9,12 @@ ODD = ["", "..", "../x", "a/b", "/etc/passwd", "\ud800", "\0", "\n", "\x1b[31m",
 FLOATS = [0.0, -0.0, 5e-324, 1e-300, 1e300, 1.0, -1.5, float("inf"), float("nan")]
 
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(EDGES + ODD + FLOATS)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(EDGES + ODD + FLOATS)
 )
 trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
 
