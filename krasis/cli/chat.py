@@ -46,9 +46,10 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Answer a prompt, or chat on a terminal when none is given."""
+    from krasis.models.conform import read_spec
     from krasis.pack.reader import Pack
     from krasis.runtime.devices import open_backend
-    from krasis.runtime.engine import Engine, read_spec
+    from krasis.runtime.engine import Engine
     from krasis.runtime.sampler import Sampler, Sampling
     from krasis.runtime.tokenizer import Tokenizer
 

@@ -37,8 +37,8 @@ def _summary(pack: "Pack") -> dict[str, Any]:
 
     from krasis import models
     from krasis.heat import profile
+    from krasis.models.conform import read_spec
     from krasis.pack.summary import matrices, padding_bytes, sizes
-    from krasis.runtime.engine import read_spec
 
     spec, manifest = read_spec(pack), pack.manifest
     moe_layers = models.get(manifest.model["model_type"]).moe_layers(spec)

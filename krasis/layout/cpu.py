@@ -74,6 +74,12 @@ def unpack_scales(packed: Tensor, k: int, group_size: int) -> Tensor:
     return packed.transpose(0, 1).reshape(-1, n)
 
 
+def columns(packed: Tensor, scales: Tensor, chosen: slice) -> tuple[Tensor, Tensor]:
+    """Packed codes and scales of some columns alone, as if these were the matrix. Borders are multiples of 64."""
+    tiles = slice(chosen.start // COLUMNS, chosen.stop // COLUMNS)
+    return packed[tiles], scales[tiles]
+
+
 def packed_shape(k: int, n: int, bits: int) -> tuple[int, int]:
     """(N/16, 16K*bits/8). Raises InputError where K is not a multiple of 8 or N of 16."""
     check_bits(bits)

@@ -20,6 +20,7 @@ from krasis.layout.check import (
 )
 
 PACKED_DTYPE = torch.int32
+TILE = 64
 
 
 @same_kind
@@ -70,6 +71,12 @@ def unpack_scales(packed: Tensor, k: int, group_size: int) -> Tensor:
     """The exact inverse of `pack_scales`, with its errors."""
     _check_scales(packed, k, group_size)
     return _swap_columns(_swap_middles(packed))
+
+
+def columns(packed: Tensor, scales: Tensor, chosen: slice) -> tuple[Tensor, Tensor]:
+    """Packed codes and scales of some columns alone, as if these were the matrix. Borders are multiples of 64."""
+    tiles = packed.view(len(packed), scales.shape[1] // TILE, -1)
+    return tiles[:, chosen.start // TILE : chosen.stop // TILE].flatten(1), scales[:, chosen]
 
 
 def packed_shape(k: int, n: int, bits: int) -> tuple[int, int]:

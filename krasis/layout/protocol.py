@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from krasis.layout.arrays import Array
 
@@ -28,6 +29,9 @@ class Layout(Protocol):
 
     def unpack_scales(self, packed: Array, k: int, group_size: int, /) -> Array:
         """The inverse of `pack_scales`."""
+
+    def columns(self, packed: Tensor, scales: Tensor, chosen: slice) -> tuple[Tensor, Tensor]:
+        """Packed codes and scales of some columns alone, as if these were the matrix. Borders are multiples of 64."""
 
     def packed_shape(self, k: int, n: int, bits: int) -> tuple[int, ...]:
         """The shape of packed codes."""

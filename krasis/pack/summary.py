@@ -58,6 +58,11 @@ def padding_bytes(segments: Iterable[Described]) -> int:
     )
 
 
+def stored_bytes(tensor: TensorSpec, layout: str) -> int:
+    """Bytes of a tensor of one record, its pads included."""
+    return sum(section.bytes for section in sections((tensor,), layout))
+
+
 def kind(segment: str, tensor: str) -> str:
     """`layers.3.experts` and `w2` -> `experts.w2`."""
     return f"{_segment_kind(segment)}.{tensor}"
@@ -77,7 +82,7 @@ def _entry(what: str, tensor: TensorSpec, held: list[Described], errors: Figures
         "shape": list(tensor.shape),
         "padded_shape": list(tensor.padded_shape),
         "count": sum(counts.values()),
-        "bytes": sum(segment.count * _stored_bytes(tensor, segment.layout) for segment in held),
+        "bytes": sum(segment.count * stored_bytes(tensor, segment.layout) for segment in held),
         **_spread("rel_rms_error", [figure for name in counts for figure in errors.get(f"{name}.{tensor.name}", ())]),
     }
 
@@ -87,10 +92,6 @@ def _spread(name: str, figures: list[float]) -> dict[str, float | None]:
     # Relative to the worst, as the square of a figure may overflow.
     mean = worst and worst * (sum((figure / worst) ** 2 for figure in figures) / len(figures)) ** 0.5
     return {name: mean, f"worst_{name}": worst}
-
-
-def _stored_bytes(tensor: TensorSpec, layout: str) -> int:
-    return sum(section.bytes for section in sections((tensor,), layout))
 
 
 def _logical_bytes(tensor: TensorSpec) -> int:

@@ -1,32 +1,17 @@
 """A pack made ready to run: backend, weights, state."""
 
-from typing import Any
-
-import msgspec
 import torch
 from torch import Tensor
 
 from krasis import models
-from krasis.errors import InputError
-from krasis.models.family import ModelSpec
+from krasis.models.conform import check_pack, read_spec
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
-from krasis.runtime.conform import check_pack
 from krasis.runtime.machine import available_ram
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
-
-
-def read_spec(pack: Pack) -> ModelSpec:
-    """The normalized model spec that the pack carries."""
-    tree: dict[str, Any] = pack.manifest.model
-    family = models.get(str(tree.get("model_type")))
-    try:
-        return msgspec.convert(tree, family.Spec)
-    except msgspec.ValidationError as error:
-        raise InputError(f"the pack's model spec is not valid: {error}", where=pack.path) from error
 
 
 class Engine:

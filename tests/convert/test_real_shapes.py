@@ -21,12 +21,12 @@ from krasis.convert.assign import Choice, plan_group
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.encode import encode_plain, encode_quantized, values
 from krasis.convert.encodings.stored import Coded
+from krasis.models.conform import read_spec
 from krasis.models.weight import Group, Source, Weight
 from krasis.pack.reader import Pack
 from krasis.pack.record import sections
 from krasis.runtime.backend import PackedMatrix, strip_parts
 from krasis.runtime.cpu import CpuBackend
-from krasis.runtime.engine import read_spec
 from krasis.runtime.reference import dequantize
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))

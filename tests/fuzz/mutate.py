@@ -21,7 +21,7 @@ trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dic
 
 @st.composite
 def mutated(draw, originals, values=trees):
-    """One of the trees with a few values replaced, dropped, repeated, renamed, nudged or copied from elsewhere in it."""
+    """One of the trees, a few values replaced, dropped, repeated, renamed, nudged or copied from elsewhere in it."""
     tree = copy.deepcopy(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 3))):
         ways = list(_ways(tree))

@@ -14,10 +14,9 @@ from rooted import reroot
 
 from krasis import cli, models
 from krasis.errors import InputError
+from krasis.models.conform import check_pack, read_spec
 from krasis.pack import manifest as manifests
 from krasis.pack.reader import Pack
-from krasis.runtime.conform import check_pack
-from krasis.runtime.engine import read_spec
 
 VALID = Path(__file__).parents[2] / "formats/vectors/pack-v1/valid"
 RAWS = [(VALID / name / "manifest.json").read_bytes() for name in ("tiny", "experts")]

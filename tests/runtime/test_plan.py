@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krasis.errors import FitError, InputError
+from krasis.models.conform import read_spec
 from krasis.pack.reader import Pack
 from krasis.runtime import engine as engines
-from krasis.runtime.engine import read_spec
 from krasis.runtime.plan import check, plan
 
 CONTEXTS = st.integers(1, 4096)
