@@ -43,6 +43,14 @@ def human(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
 def plain(text: str) -> str:
     """One line of text as a terminal may show it: names from packs and checkpoints can hold what would steer it."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))

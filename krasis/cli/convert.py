@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import Reporter, emit_json, human, note
+from krasis.cli.console import Reporter, duration, emit_json, human, note
+from krasis.cli.tables import print_facts, print_matrices, print_sizes
 from krasis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ def convert(
     discard_source: Annotated[
         bool, typer.Option("--discard-source", help="Drop each shard of a hub model from the cache after its last use.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and padding; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print sizes, padding, time and memory; read no weights, write nothing.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantize a checkpoint into a pack."""
     # Imported here so that --help answers at once.
     import torch
 
+    from krasis.convert.estimate import estimate
     from krasis.convert.pipeline import Conversion
     from krasis.convert.store import open_store
     from krasis.native.cores import physical_cores
@@ -55,7 +59,7 @@ def convert(
     store = open_store(source, revision, note, discard=discard_source, begun=begun(pack))
     conversion = Conversion(store, settings, codec)
     if dry_run:
-        _print_plan(conversion.summary(), json)
+        _print_plan(conversion.summary() | {"estimate": estimate(conversion, jobs)}, json)
         return
     begin = time.monotonic()
     with Reporter() as reporter:
@@ -105,7 +109,18 @@ def _print_plan(summary: dict[str, Any], json: bool) -> None:
     if json:
         emit_json(summary)
         return
-    print(f"{summary['model_type']}: {human(summary['bytes'])} in {summary['files']} files")
-    for matrix in summary["matrices"]:
-        stored = f"{matrix['codec']:<5} g{matrix['group_size']:<3}"
-        print(f"  {matrix['kind']:<20} {stored} {matrix['shape']} -> {matrix['padded_shape']}")
+    total, padding, guess = summary["bytes"], summary["padding_bytes"], summary["estimate"]
+    speeds = ", ".join(f"{r['codec']} g{r['group_size']} {human(r['bytes_per_s'])}/s" for r in guess["rates"])
+    print_facts(
+        {
+            "model type": summary["model_type"],
+            "source": human(summary["source_bytes"]),
+            "pack": f"{human(total)} in {summary['files']} files",
+            "padding": f"{human(padding)}, {padding / total:.1%}",
+            "time": f"about {duration(guess['seconds'])} with {guess['jobs']} jobs, if the disk keeps up",
+            "memory": f"about {human(guess['memory_bytes'])} beside the page cache",
+            "estimated from": f"a moment's quantizing of made-up weights on one thread: {speeds}",
+        }
+    )
+    print_sizes(summary["sizes"])
+    print_matrices(summary["matrices"])

@@ -45,7 +45,10 @@ def print_matrices(matrices: Iterable[Mapping[str, Any]]) -> None:
         )
         for m in matrices
     )
-    _print(_table(heads, rows, left=2))
+    found = list(rows)
+    # A plan has no errors yet.
+    width = len(heads) if any(row[-1] for row in found) else len(heads) - 2
+    _print(_table(heads[:width], (row[:width] for row in found), left=2))
 
 
 def print_source(files: Iterable[Mapping[str, Any]]) -> None:

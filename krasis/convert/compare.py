@@ -112,7 +112,8 @@ def _changed_files(checkpoint: Checkpoint, pack: Pack, progress: Progress, jobs:
 
 
 def _compare_tensors(pack: Pack, conversion: Conversion, result: Comparison, progress: Progress, jobs: int) -> None:
-    progress.start("comparing", pack.manifest.weight_bytes)
+    segments = [segment for _, segment in pack.manifest.segments()]
+    progress.start("comparing", sum(s.count * stored_bytes(spec, s.layout) for s in segments for spec in s.tensors))
     with Workers[Sums](jobs) as workers:
         for stored in _tensors(pack, conversion):
             sums: list[Sums] = []

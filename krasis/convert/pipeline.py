@@ -22,7 +22,7 @@ from krasis.models.weight import Group, Weight
 from krasis.pack.file_writer import SegmentPlan
 from krasis.pack.manifest import Manifest, Settings
 from krasis.pack.progress import Progress
-from krasis.pack.summary import matrices
+from krasis.pack.summary import matrices, padding_bytes, sizes
 from krasis.pack.writer import PackWriter, SourceNote
 
 
@@ -49,13 +49,21 @@ class Conversion:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the checkpoint's shards."""
+        return sum(self.checkpoint.store.size(shard) for shard in self.checkpoint.shards)
+
     def summary(self) -> dict[str, Any]:
-        """What the pack will be: bytes, files, and every kind of matrix with its padding."""
+        """What the pack will be: bytes, of which some are padding, files, and every kind of matrix with its padding."""
         plans = [plan for file in self.files for plan in file.plans]
         return {
             "model_type": self.checkpoint.config["model_type"],
+            "source_bytes": self.source_bytes,
             "bytes": self.bytes,
+            "padding_bytes": padding_bytes(plans),
             "files": len(self.files),
+            "sizes": sizes(plans),
             "matrices": matrices(plans, {}),
         }
 

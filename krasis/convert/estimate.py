@@ -1,0 +1,124 @@
+"""What a conversion will take, guessed before it begins: made-up weights of real shapes are quantized for a moment."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from krasis import quant
+from krasis.convert.encode import EXACT, encode_quantized
+from krasis.convert.encodings.stored import Coded, Stored
+from krasis.convert.pipeline import Conversion
+from krasis.convert.records import PIECE
+from krasis.pack.record import TensorSpec, sections
+
+BASE_BYTES = 400 << 20
+"""What the libraries take."""
+
+WEIGHT_BYTES = 16
+"""Memory a weight takes while it is quantized: in float32, as codes, laid out, dequantized, and what is in between."""
+
+_SAMPLE = 1 << 20
+_ROWS = 128
+_SECONDS = 0.25
+_BF16 = 2
+
+
+class Work(NamedTuple):
+    """How a matrix is made: its codec and group size, and the codec its weights are `kept` in, none for floats."""
+
+    codec: str
+    group_size: int
+    kept: str | None
+
+
+def estimate(conversion: Conversion, jobs: int) -> dict[str, Any]:
+    """Seconds and bytes of memory that `jobs` threads take, and the rates this follows from, in bytes of bfloat16 a
+    second and thread. Quantizing and hashing count, the disk does not.
+    """
+    weights: dict[Work, int] = {}
+    samples: dict[Work, TensorSpec] = {}
+    for work, spec, count in _matrices(conversion):
+        weights[work] = weights.get(work, 0) + count
+        samples[work] = max(spec, samples.get(work, spec), key=_weights)
+    rates = {work: rate(spec, conversion.settings.layouts, work.kept) for work, spec in samples.items()}
+    quantizing = sum(_BF16 * count / rates[work] for work, count in weights.items())
+    hashing = (conversion.bytes + conversion.source_bytes) / hash_rate()
+    piece = min(PIECE, max(map(_weights, samples.values()), default=0))
+    return {
+        "jobs": jobs,
+        "seconds": (quantizing + hashing) / jobs,
+        "memory_bytes": BASE_BYTES + jobs * piece * WEIGHT_BYTES,
+        "rates": [
+            {"codec": work.codec, "group_size": work.group_size, "bytes_per_s": found} for work, found in rates.items()
+        ],
+    }
+
+
+def rate(spec: TensorSpec, layouts: tuple[str, ...], kept: str | None = None) -> float:
+    """Bytes of bfloat16 weights that one thread turns into matrices like `spec` a second, whatever form they have."""
+    sample = _cut(spec)
+    rows, k = sample.shape
+    sources = [_made_up(rows // sample.parts, k, kept) for _ in range(sample.parts)]
+    targets = []
+    for layout in layouts:
+        codes, scales = (torch.zeros(s.shape, dtype=s.dtype) for s in sections((sample,), layout))
+        targets.append((layout, codes, scales))
+    seconds = _best(lambda: encode_quantized(sample, sources, targets, range(sample.padded_shape[0])))
+    return _BF16 * rows * k / seconds
+
+
+def hash_rate() -> float:
+    """Bytes that one thread hashes a second."""
+    block = bytes(1 << 22)
+    return len(block) / _best(lambda: hashlib.sha256(block).digest())
+
+
+def _matrices(conversion: Conversion) -> list[tuple[Work, TensorSpec, int]]:
+    """Every quantized matrix of every segment, and its weights in all records, each once whatever the layouts."""
+    found = []
+    for file in conversion.files:
+        for group, (plan, *_) in zip(file.groups, file.segments, strict=True):
+            for spec, weight in zip(plan.tensors, group.records[0], strict=True):
+                if spec.quantized:
+                    kept = conversion.checkpoint.kept_as(weight.sources[0])
+                    work = Work(spec.codec, spec.group_size, kept if (kept, spec.codec) in EXACT else None)
+                    found.append((work, spec, plan.count * math.prod(spec.shape)))
+    return found
+
+
+def _weights(spec: TensorSpec) -> int:
+    return math.prod(spec.padded_shape)
+
+
+def _made_up(n: int, k: int, kept: str | None) -> Stored:
+    weight = torch.randn(n, k).bfloat16()
+    if kept is None:
+        return weight
+    codec = quant.get(kept)
+    quantized = codec.quantize(weight, max(codec.GROUP_SIZES))
+    return Coded(kept, quantized.codes.T, quantized.scales.T)
+
+
+def _cut(spec: TensorSpec) -> TensorSpec:
+    """As many rows of it as make a sample."""
+    k, padded_k = spec.shape[1], spec.padded_shape[1]
+    rows = max(_SAMPLE // padded_k // spec.parts // _ROWS, 1) * _ROWS * spec.parts
+    if rows >= spec.shape[0]:
+        return spec
+    return msgspec.structs.replace(spec, shape=(rows, k), padded_shape=(rows, padded_k))
+
+
+def _best(task: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs, after one that does not count."""
+    task()
+    begin, best = time.perf_counter(), math.inf
+    while time.perf_counter() - begin < _SECONDS:
+        start = time.perf_counter()
+        task()
+        best = min(best, time.perf_counter() - start)
+    return best
