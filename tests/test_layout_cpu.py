@@ -106,6 +106,22 @@ def test_unpack_scales_inverts_pack_scales(order, tall, wide, group_size, dtype,
 
 @every_layout
 @every_bits
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8], ids=str)
+@pytest.mark.parametrize(("k", "n", "group_size"), [(128, 192, 32), (128, 192, 128), (64, 384, 32), (64, 256, 64)])
+def test_some_columns_are_packed_as_if_they_were_the_matrix(order, bits, dtype, k, n, group_size):
+    codes = torch.from_numpy(random_codes(k, n, bits))
+    scales = torch.arange(k // group_size * n).remainder(251).to(dtype).view(-1, n)
+    packed, packed_scales = order.pack(codes, bits), order.pack_scales(scales, k, group_size)
+    step = 64 if k % 128 == 0 else 128
+    for first in range(0, n, step):
+        for last in range(first + step, n + 1, step):
+            some, some_scales = order.columns(packed, packed_scales, slice(first, last))
+            assert torch.equal(order.unpack(some, bits), codes[:, first:last])
+            assert torch.equal(order.unpack_scales(some_scales, k, group_size), scales[:, first:last])
+
+
+@every_layout
+@every_bits
 def test_views_and_read_only_arrays_are_packed_like_copies(order, bits):
     codes = random_codes(256, 256, bits)
     packed = order.pack(codes[64:192].copy(), bits)

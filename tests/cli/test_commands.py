@@ -1,5 +1,6 @@
 """Every command from checkpoint to text, and the keys of its JSON as docs/cli.md lists them."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from krasis import __version__
 from krasis.pack.reader import Pack
 
 CONVERT = {"pack", "root_hash", "bytes", "seconds"}
-DRY_RUN = {"model_type", "bytes", "files", "matrices"}
+DRY_RUN = {"model_type", "source_bytes", "bytes", "padding_bytes", "files", "sizes", "matrices", "estimate"}
 INSPECT = {
     "model_type",
     "format_version",
@@ -84,6 +85,11 @@ def test_dry_run_writes_nothing(krasis, demo, converted, tmp_path):
     assert found.keys() == DRY_RUN
     assert all(matrix.keys() == MATRIX for matrix in found["matrices"])
     assert found["bytes"] == Pack(converted).manifest.weight_bytes
+    inspected = krasis("inspect", converted, "--json").json
+    for key in ("padding_bytes", "sizes"):
+        assert found[key] == inspected[key]
+    assert found["estimate"].keys() == {"jobs", "seconds", "memory_bytes", "rates"}
+    assert found["estimate"]["seconds"] > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -105,16 +111,22 @@ def test_dry_run_shows_what_becomes_of_mxfp4_experts(options, krasis, example, t
 
 
 def test_floats_become_mxfp4_where_asked(krasis, demo, tmp_path):
-    assert "mxfp4 g32" in krasis("convert", demo, tmp_path / "pack", "--dry-run", "--expert-codec", "mxfp4").out
+    found = krasis("convert", demo, tmp_path / "pack", "--dry-run", "--json", "--expert-codec", "mxfp4").json
+    experts = {(m["codec"], m["group_size"]) for m in found["matrices"] if m["kind"].startswith("experts.")}
+    assert experts == {("mxfp4", 32)}
 
 
-def test_inspect(krasis, converted):
+def test_inspect(krasis, converted, demo):
     found = krasis("inspect", converted, "--json").json
     assert found.keys() == INSPECT
     assert all(matrix.keys() == MATRIX for matrix in found["matrices"])
     assert (found["model_type"], found["layers"], found["experts"]) == ("qwen3_moe", 4, 16)
     assert (found["expert_bits"], found["dense_bits"], found["group_size"]) == (4, 8, 128)
     assert found["layouts"] == ["marlin", "cpu"]
+    assert found["settings"] == {"expert_bits": 4, "dense_bits": 8, "group_size": 128, "layouts": ["marlin", "cpu"]}
+    assert sum(found["sizes"].values()) == found["total_bytes"] > found["padding_bytes"] > 0
+    sources = {entry["name"]: entry["sha256"] for entry in found["source"]}
+    assert sources == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in demo.glob("*.safetensors")}
     kinds = {matrix["kind"]: matrix for matrix in found["matrices"]}
     assert {"experts.w13", "experts.w2", "dense.q", "head.lm_head"} <= kinds.keys()
     # Gate over up, 96 wide and padded to 128 each; INT4 loses about a tenth, INT8 under a hundredth.
@@ -128,6 +140,18 @@ def test_verify(krasis, converted):
     assert found.keys() == VERIFY
     assert (found["ok"], found["broken"]) == (True, [])
     assert found["bytes"] == Pack(converted).manifest.total_bytes
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", 3)], ids=str)
+def test_verify_against_the_checkpoint(jobs, krasis, converted, demo):
+    found = krasis("verify", converted, "--against", demo, *jobs, "--json").json
+    assert found.keys() == VERIFY | {"against"}
+    assert found["ok"]
+    against = found["against"]
+    assert against.keys() == {"tensors", "wrong", "changed_files", "worst"}
+    assert (against["wrong"], against["changed_files"]) == ({}, [])
+    stated = max(matrix["worst_rel_rms_error"] for matrix in krasis("inspect", converted, "--json").json["matrices"])
+    assert against["worst"][0]["rel_rms_error"] == pytest.approx(stated, rel=1e-9)
 
 
 def test_eval(krasis, converted, texts):
@@ -179,10 +203,16 @@ def test_run(krasis, run_tokens):
 
 
 def test_without_json_people_can_read_it(krasis, converted, demo, texts, tmp_path):
-    assert "experts.w13" in krasis("inspect", converted).out
+    inspected = krasis("inspect", converted).out
+    assert "experts.w13" in inspected
+    assert max(map(len, inspected.splitlines())) <= 100
     assert "root" in krasis("verify", converted).out
     assert "nats/token over 99 tokens" in krasis("eval", converted, "--text", texts[0], "--tokens", 100).out
-    assert "->" in krasis("convert", demo, tmp_path / "pack", "--dry-run").out
+    planned = krasis("convert", demo, tmp_path / "pack", "--dry-run").out
+    assert "experts.w13" in planned
+    assert "about" in planned
+    assert max(map(len, planned.splitlines())) <= 100
+    assert "as far from the checkpoint as stated" in krasis("verify", converted, "--against", demo).out
 
 
 def test_version_and_help(krasis):

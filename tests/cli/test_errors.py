@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import shutil
 import sys
@@ -58,6 +59,7 @@ def copied(demo_pack, tmp_path):
         (("convert", "HUB", "new", "--jobs", "0"), "--jobs"),
         (("convert", "HUB", "PACK"), "exists"),
         (("convert", "HUB", "new", "--discard-source"), "--discard-source"),
+        (("verify", "PACK", "--jobs", "0"), "--jobs"),
         (("bake",), "bake"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -96,6 +98,34 @@ def test_a_flipped_bit_is_found_and_its_record_named(krasis, copied):
     assert found.code == BAD_INPUT
     assert f"layers.2.experts[5]@{segment.layout} in layer-002.bin" in found.error
     assert "and " not in found.error.split(" in ")[1].split(":")[0]
+
+
+def test_every_broken_record_is_named(krasis, copied):
+    path = copied / "layer-003.bin"
+    content = bytearray(path.read_bytes())
+    segments = [segment for _, segment in Pack(copied).manifest.segments() if segment.name == "layers.3.experts"]
+    for segment, index in zip(segments, (2, 9), strict=True):
+        content[segment.offset + index * segment.record_bytes] ^= 1
+    path.write_bytes(content)
+    names = [f"{s.name}[{i}]@{s.layout} in layer-003.bin" for s, i in zip(segments, (2, 9), strict=True)]
+    found = krasis("verify", copied)
+    assert (found.code, found.out.splitlines()) == (BAD_INPUT, [f"broken: {name}" for name in names])
+    assert "and 1 more" in found.error
+    found = krasis("verify", copied, "--json")
+    assert found.code == BAD_INPUT
+    assert (json.loads(found.out)["ok"], json.loads(found.out)["broken"]) == (False, names)
+
+
+def test_a_changed_checkpoint_is_named(krasis, demo, demo_pack, tmp_path):
+    hub = shutil.copytree(demo, tmp_path / "hub")
+    shard = hub / "model-00002-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    found = krasis("verify", demo_pack(), "--against", hub)
+    assert found.code == BAD_INPUT
+    assert "what the checkpoint gives" in found.error
+    assert "changed: model-00002-of-00002.safetensors" in found.out
 
 
 def test_a_partial_pack_is_no_pack(krasis, copied):
