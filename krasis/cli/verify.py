@@ -1,12 +1,13 @@
 """krasis verify."""
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import Reporter, emit_json, human, plain
+from krasis.cli.console import Reporter, emit_json, human, note, plain
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.errors import InputError, UsageError
 
@@ -58,11 +59,12 @@ def _hash(pack: "Pack", reporter: Reporter, jobs: int) -> dict[str, Any]:
 def _compare(pack: "Pack", source: str, reporter: Reporter, jobs: int) -> "Comparison":
     import torch
 
-    from krasis.convert.checkpoint import fetch
     from krasis.convert.compare import compare
+    from krasis.convert.store import open_store
 
     torch.set_num_threads(1)
-    return compare(pack, fetch(source, None), reporter, jobs)
+    with contextlib.closing(open_store(source, None, note)) as store:
+        return compare(pack, store, reporter, jobs)
 
 
 def _summary(found: "Comparison") -> dict[str, Any]:
