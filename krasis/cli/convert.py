@@ -35,10 +35,7 @@ def convert(
         bool, typer.Option("--discard-source", help="Drop each shard of a hub model from the cache after its last use.")
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print sizes, padding, and estimates of time and memory; read no weights, write nothing."
-        ),
+        bool, typer.Option("--dry-run", help="Print sizes, padding, time and memory; read no weights, write nothing.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """krasis verify."""
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,8 @@ def _compare(pack: "Pack", source: str, reporter: Reporter, jobs: int) -> "Compa
     from krasis.convert.store import open_store
 
     torch.set_num_threads(1)
-    return compare(pack, open_store(source, None, note), reporter, jobs)
+    with contextlib.closing(open_store(source, None, note)) as store:
+        return compare(pack, store, reporter, jobs)
 
 
 def _summary(found: "Comparison") -> dict[str, Any]:

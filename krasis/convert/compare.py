@@ -101,13 +101,15 @@ def compare(pack: Pack, source: Store | Path, progress: Progress, jobs: int) -> 
 
 def _changed_files(checkpoint: Checkpoint, pack: Pack, progress: Progress, jobs: int) -> list[str]:
     store, shards = checkpoint.store, checkpoint.shards
-    spans = [Span(store.fetch(shard, lambda amount: None), 0, store.size(shard)) for shard in shards]
+    if missing := sum(map(store.missing, shards)):
+        progress.start("fetching the checkpoint", missing)
+    spans = [Span(store.fetch(shard, progress.advance), 0, store.size(shard)) for shard in shards]
     progress.start("hashing the checkpoint", sum(span.bytes for span in spans))
     have = {}
     for shard, span, digest in zip(shards, spans, digests(spans, jobs), strict=True):
         have[shard] = span.bytes, digest
         progress.advance(span.bytes)
-    # A shard of the hub is noted with the model and commit before its name.
+    # What came from a hub is listed with its address.
     stated = {file.name.rsplit("/", 1)[-1]: (file.bytes, file.sha256) for file in pack.manifest.source}
     return sorted(name for name in have.keys() | stated.keys() if have.get(name) != stated.get(name))
 

@@ -21,14 +21,13 @@ from huggingface_hub.hf_api import RepoSibling
 from krasis.convert.download import FAILURES, HubFile, Link, Progress, reason
 from krasis.convert.encodings.stored import Header
 from krasis.convert.hub_cache import HubCache
-from krasis.convert.store import read_headers
+from krasis.convert.store import MOST_SMALL, read_headers
 from krasis.errors import InputError
 
 MAIN = "main"
 LIST_RETRIES = 3
 """Fewer than of a download: without a network, a cached model should not be waited for."""
 
-MAX_SMALL_BYTES = 100_000_000
 MAX_HEADER_BYTES = 100_000_000
 FIRST_READ_BYTES = 1 << 18
 COMMIT = "[0-9a-f]{40}"
@@ -87,8 +86,8 @@ class HubStore:
         file = self._files.get(name)
         if file is None:
             return None
-        if file.size > MAX_SMALL_BYTES:
-            raise self._bad(f"{name} has {file.size} bytes", f"at most {MAX_SMALL_BYTES}")
+        if file.size > MOST_SMALL:
+            raise self._bad(f"{name} has {file.size} bytes", f"at most {MOST_SMALL}")
         return self.fetch(name, lambda _: None).read_bytes()
 
     def sha256(self, name: str) -> str | None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from krasis.convert.encodings.stored import Header
 from krasis.errors import InputError, UsageError
 
-MOST_SMALL = 128 << 20
+MOST_SMALL = 100_000_000
 """Bytes of the largest small file that is read."""
 
 

@@ -160,11 +160,12 @@ def test_another_family_is_refused(demo_pack, example):
         found(demo_pack(), example("gpt_oss"))
 
 
-def test_a_model_of_another_shape_is_refused(hub, demo_pack):
+def test_another_number_of_layers_is_named_or_refused(hub, demo, demo_pack, convert, tmp_path):
     path = hub / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_local_experts": 8}))
-    with pytest.raises(InputError, match="is unexpected"):
-        found(demo_pack(), hub)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
+    assert found(demo_pack(), hub).wrong == {"model.num_layers": "is 4, of the checkpoint 3"}
+    with pytest.raises(InputError, match=r"the pack lacks layers\.3"):
+        found(convert(hub, tmp_path / "shorter"), demo)
 
 
 def test_nan_scales_are_wrong(copied, demo):
