@@ -14,6 +14,7 @@ from krasis.convert.encode import EXACT, encode_quantized
 from krasis.convert.encodings.stored import Coded, Stored
 from krasis.convert.pipeline import Conversion
 from krasis.convert.records import PIECE
+from krasis.native.quantize import Target
 from krasis.pack.record import TensorSpec, sections
 
 BASE_BYTES = 400 << 20
@@ -67,7 +68,7 @@ def rate(spec: TensorSpec, layouts: tuple[str, ...], kept: str | None = None) ->
     targets = []
     for layout in layouts:
         codes, scales = (torch.zeros(s.shape, dtype=s.dtype) for s in sections((sample,), layout))
-        targets.append((layout, codes, scales))
+        targets.append(Target(layout, codes, scales))
     seconds = _best(lambda: encode_quantized(sample, sources, targets, range(sample.padded_shape[0])))
     return _BF16 * rows * k / seconds
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from krasis.convert.checkpoint import Checkpoint
-from krasis.convert.encode import BLOCK, encode_plain, encode_quantized
+from krasis.convert.encode import encode_plain, encode_quantized
 from krasis.errors import InputError
 from krasis.models.weight import Weight
+from krasis.native.quantize import BLOCK, Target
 from krasis.pack.file_writer import FileWriter, SegmentPlan
 
 PIECE = 1 << 25
@@ -91,7 +92,7 @@ class Record:
         try:
             if spec.quantized:
                 targets = [
-                    (plan.layout, place[spec.name, "codes"], place[spec.name, "scales"])
+                    Target(plan.layout, place[spec.name, "codes"], place[spec.name, "scales"])
                     for plan, place in zip(self._plans, places, strict=True)
                 ]
                 squares = encode_quantized(spec, sources, targets, piece.rows)
