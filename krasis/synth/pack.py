@@ -2,9 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,21 +16,22 @@ import torch
 from krasis import __version__, models
 from krasis.convert import encodings
 from krasis.convert.assign import choose, plan_group
-from krasis.convert.pipeline import PlannedFile, Progress
+from krasis.convert.planned import PlannedFile
+from krasis.convert.workers import Workers
 from krasis.errors import InputError, UsageError
 from krasis.models.family import ModelSpec
 from krasis.models.weight import Group
+from krasis.pack.file_writer import Arrays, FileWriter, SegmentPlan
 from krasis.pack.manifest import FileHash, Manifest, Settings
-from krasis.pack.record import TensorSpec, record_bytes, sections
-from krasis.pack.writer import FileWriter, PackWriter, SegmentPlan
+from krasis.pack.progress import Progress
+from krasis.pack.record import TensorSpec
+from krasis.pack.writer import PackWriter
 from krasis.synth import tokenizer, values
-from krasis.synth.codes import Arrays, Matrices
+from krasis.synth.codes import Matrices
 from krasis.synth.popularity import Popularity
 from krasis.synth.values import Values
 
 
-import threading
-LOCK=threading.Lock()
 @dataclass(frozen=True)
 class Recipe:
     """What a made-up pack depends on besides its configuration: all of it, whatever the machine and the jobs."""
@@ -68,31 +71,36 @@ class Synthesis:
         self.recipe = recipe
         self._kept_as = encodings.of(config)[0].kept_as
         self.files = [
-            PlannedFile(name, groups, [self._plan(group) for group in groups]) for name, groups in family.files(spec)
+            PlannedFile(name, groups, [self._plan(group) for group in groups], frozenset())
+            for name, groups in family.files(spec)
         ]
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
-    def run(self, path: Any, source: FileHash, progress: Progress, *, jobs: int, force: bool = False) -> Manifest:
-        """Write the pack with `jobs` threads. `source` is the configuration, named as what it was made from."""
+    def run(self, pack: Path, source: FileHash, progress: Progress, *, force: bool = False, jobs: int = 1) -> Manifest:
+        """Write the pack, on `jobs` threads; the same bytes come out whatever they are. `source` is the config.json.
+
+        A partial pack of the same making is continued.
+        """
         extras = tokenizer.files(self.spec.vocab_size)
         recipe = self.recipe
-        with PackWriter(path, self._key(source), self.bytes + sum(map(len, extras.values())), force=force) as writer:
-            progress.start("making", self.bytes)
-            # Every job is a thread of its own; threads of torch would only be in their way.
-            torch.set_num_threads(1)
+        need = self.bytes + sum(map(len, extras.values()))
+        with PackWriter(pack, self._key(source), need, force=force, threads=jobs, progress=progress) as writer:
+            left = [file for file in self.files if file.name not in writer.finished]
+            progress.start("making weights up", sum(file.bytes for file in left))
             weights = Weights(self.spec, recipe, self.files)
-            with ThreadPoolExecutor(jobs) as pool:
-                for file in self.files:
-                    if file.name in writer.finished:
-                        progress.advance(file.bytes)
-                        continue
-                    with writer.file(file.name, [plan for plans in file.segments for plan in plans]) as out:
-                        for size in pool.map(lambda job: weights.put(out, *job), list(_records(file))):
-                            progress.advance(size)
-                        _note_errors(out, file)
+            with ExitStack() as opened, Workers[None](1) as closers, Workers[int](jobs) as fillers:
+                for file in left:
+                    out = writer.open(file.name, file.plans)
+                    opened.callback(out.close)
+                    for plans in file.segments:
+                        for index in range(plans[0].count):
+                            fillers.submit(partial(weights.put, out, plans, index), progress.advance)
+                    fillers.drain()
+                    closers.submit(partial(writer.finish, out), lambda _: None)
+                closers.drain()
             return writer.publish(
                 tool=f"krasis {__version__} synth: made-up weights, skew {recipe.skew}, seed {recipe.seed}",
                 settings=recipe.settings,
@@ -132,13 +140,10 @@ class Weights:
 
     def put(self, out: FileWriter, plans: list[SegmentPlan], index: int) -> int:
         """Write a record in every layout. Returns its bytes."""
-        records = {plan.layout: torch.zeros(record_bytes(plan.tensors, plan.layout), dtype=torch.uint8) for plan in plans}
-        arrays = {plan.layout: _views(plan, records[plan.layout]) for plan in plans}
-        self.fill(arrays, plans[0], index)
+        self.fill({plan.layout: out.arrays(plan.name, plan.layout, index) for plan in plans}, plans[0], index)
         for plan in plans:
-          with LOCK:
-            out.put(plan.name, plan.layout, index, arrays[plan.layout])
-        return sum(map(len, records.values()))
+            out.seal(plan.name, plan.layout, index)
+        return sum(plan.record_bytes for plan in plans)
 
     def fill(self, arrays: Mapping[str, Arrays], plan: SegmentPlan, index: int) -> None:
         """Layout -> the zeroed sections of a record, which get weights."""
@@ -165,23 +170,3 @@ class Weights:
         """One for each purpose, so that nothing depends on the order of work."""
         digest = hashlib.sha256(repr((self._seed, *what)).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
-def _records(file: PlannedFile) -> Iterator[tuple[list[SegmentPlan], int]]:
-    return ((plans, index) for plans in file.segments for index in range(plans[0].count))
-
-
-def _views(plan: SegmentPlan, record: torch.Tensor) -> Arrays:
-    return {
-        (s.tensor, s.part): record[s.offset : s.offset + s.bytes].view(s.dtype).view(s.shape)
-        for s in sections(plan.tensors, plan.layout)
-    }
-
-
-def _note_errors(out: FileWriter, file: PlannedFile) -> None:
-    """Made-up weights are what their codes say."""
-    for plans in file.segments:
-        for tensor in plans[0].tensors:
-            if tensor.quantized:
-                for _ in range(plans[0].count):
-                    out.put_error(plans[0].name, tensor.name, 0.0)

@@ -64,7 +64,8 @@ class Popularity:
     def order(self, rng: np.random.Generator) -> Tensor:
         """int64 [experts]: at each, the index into `shares` of the expert there. Groups stay together."""
         groups = torch.arange(self._experts).view(self._groups, -1)
-        return torch.stack([groups[g][rng.permutation(groups.shape[1])] for g in rng.permutation(self._groups)]).flatten()
+        order = [groups[group][rng.permutation(groups.shape[1])] for group in rng.permutation(self._groups)]
+        return torch.cat(order)
 
     def offsets(self, rng: np.random.Generator) -> Tensor:
         """float32 [experts]: what each logit of a layer is raised by, next to normals of spread 1."""
@@ -76,7 +77,8 @@ def calibrate(shares: Tensor, choose: Choose, noise: Tensor) -> Tensor:
     experts, floor = len(shares), 0.5 / len(noise)
 
     def quantiles(found: Tensor) -> Tensor:
-        return torch.special.ndtri(found.double().clamp(floor, 1 - floor))
+        z: Tensor = torch.special.ndtri(found.double().clamp(floor, 1 - floor))
+        return z
 
     wanted = quantiles(shares)
     offsets = wanted.clone()

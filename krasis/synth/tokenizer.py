@@ -15,8 +15,8 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 def files(vocab_size: int) -> dict[str, bytes]:
     """File name -> content. All ids are below `vocab_size`, which is 256 or more; it loses nothing of any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(islice(product(COMMON, repeat=2), vocab_size - BYTES))
-    words = [*alphabet, *("".join(pair) for pair in merges)]
+    merges = list(islice(product(COMMON, COMMON), vocab_size - BYTES))
+    words = [*alphabet, *(first + second for first, second in merges)]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,8 +4,6 @@ A hidden state has one component, `CHANNEL`, that embeddings set to `LEVEL` and 
 it: their offsets of popularity are weights on it.
 """
 
-from math import prod
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,7 +44,7 @@ def gain(name: str, spec: ModelSpec) -> float:
 
 def matrix_spread(tensor: TensorSpec, spec: ModelSpec) -> float:
     """Keeps the mean square of what goes in."""
-    return gain(tensor.name, spec) * tensor.shape[-1] ** -0.5
+    return float(gain(tensor.name, spec) * tensor.shape[-1] ** -0.5)
 
 
 class Values:
@@ -106,7 +104,7 @@ class Values:
         return str(self._spec.__struct_config__.tag)
 
     def _windows(self, out: Tensor, mean: float, spread: float, rng: np.random.Generator) -> None:
-        blocks = out.split(self.WINDOW)
+        blocks = torch.split(out, self.WINDOW)
         level = torch.tensor(mean)
         for block, start in zip(blocks, rng.integers(self.LENGTH, size=len(blocks)).tolist(), strict=True):
             torch.add(level, self._normals[start : start + len(block)], alpha=spread, out=block)
@@ -117,7 +115,3 @@ class Values:
         rest = 1 + GROWTH * (layer + 0.5) / spec.num_layers
         rms = (rest + LEVEL**2 / spec.hidden_size) ** 0.5
         return LEVEL / rms, rest**0.5 / rms
-
-
-def size(tensor: TensorSpec) -> int:
-    return prod(tensor.padded_shape)
