@@ -49,11 +49,11 @@ def convert(
     from krasis.native.cores import physical_cores
     from krasis.pack.writer import begun
 
-    codec, bits = _experts(expert_codec, expert_bits)
-    settings = _settings(bits, dense_bits, group_size, layouts)
+    codec, bits = read_experts(expert_codec, expert_bits)
+    settings = read_settings(bits, dense_bits, group_size, layouts)
     if jobs is None:
         jobs = physical_cores()
-    _one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
+    one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
     # Threads of ours share out the work; torch's would stand in each other's way.
     torch.set_num_threads(1)
     store = open_store(source, revision, note, discard=discard_source, begun=begun(pack))
@@ -71,11 +71,11 @@ def convert(
         print(f"{pack}: {human(manifest.weight_bytes)} in {seconds:.1f} s, root {manifest.root[:12]}")
 
 
-def _experts(codec: str, bits: int | None) -> tuple[str | None, int]:
+def read_experts(codec: str, bits: int | None) -> tuple[str | None, int]:
     """(the codec that was named, None for auto; bits of experts). A named codec refuses bits that are not its own."""
     from krasis import quant
 
-    _one_of("--expert-codec", codec, EXPERT_CODECS, ", ".join(EXPERT_CODECS))
+    one_of("--expert-codec", codec, EXPERT_CODECS, ", ".join(EXPERT_CODECS))
     if codec == "auto":
         return None, 4 if bits is None else bits
     own = quant.get(codec).BITS
@@ -84,23 +84,25 @@ def _experts(codec: str, bits: int | None) -> tuple[str | None, int]:
     return codec, own
 
 
-def _settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":
+def read_settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":
+    """Settings of a pack by its options."""
     import msgspec
 
     from krasis import layout as known
     from krasis.pack.manifest import Settings
 
-    _one_of("--expert-bits", expert_bits, (4, 8, 16), "4, 8 or 16")
-    _one_of("--dense-bits", dense_bits, (8, 16), "8 or 16")
-    _one_of("--group-size", group_size, (32, 64, 128), "32, 64 or 128")
+    one_of("--expert-bits", expert_bits, (4, 8, 16), "4, 8 or 16")
+    one_of("--dense-bits", dense_bits, (8, 16), "8 or 16")
+    one_of("--group-size", group_size, (32, 64, 128), "32, 64 or 128")
     names = tuple(dict.fromkeys(name.strip() for name in layouts.split(",")))
     for name in names:
-        _one_of("--layouts", name, known.names(), ", ".join(known.names()))
+        one_of("--layouts", name, known.names(), ", ".join(known.names()))
     found = {"expert_bits": expert_bits, "dense_bits": dense_bits, "group_size": group_size, "layouts": names}
     return msgspec.convert(found, Settings)
 
 
-def _one_of(flag: str, value: object, allowed: Any, expected: str) -> None:
+def one_of(flag: str, value: object, allowed: Any, expected: str) -> None:
+    """Refuse a value that is not among those allowed."""
     if value not in allowed:
         raise UsageError(f"{flag} is {value}", expected=expected)
 

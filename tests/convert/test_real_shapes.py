@@ -29,7 +29,7 @@ from krasis.runtime.backend import PackedMatrix, strip_parts
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.reference import dequantize
 
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import synthetic_checkpoint
 
 CONFIGS = sorted((Path(__file__).parents[1] / "models/configs").glob("*.json"))
@@ -40,9 +40,8 @@ LAYERS = {"deepseek_v2": 2, "gpt_oss": 1, "qwen3_moe": 1, "qwen3_next": 4}  # up
 
 def small(path):
     config = json.loads(path.read_text(encoding="utf-8"))
-    changes = {"num_hidden_layers": LAYERS[config["model_type"]], "vocab_size": VOCAB, "num_experts_per_tok": EXPERTS}
-    changes |= {"experts_per_token": EXPERTS} if "experts_per_token" in config else {}
-    changes |= {key: EXPERTS for key in synthetic_checkpoint.EXPERTS if key in config}
+    changes = {"num_hidden_layers": LAYERS[config["model_type"]], "vocab_size": VOCAB}
+    changes |= synthetic_checkpoint.cut_experts(config, EXPERTS)
     return synthetic_checkpoint.cut(config, **changes)
 
 
@@ -151,7 +150,8 @@ def test_odd_shapes(hidden, size, codec, group_size, biased, seed):
         rows = range(spec.padded_shape[0])
         if spec.quantized:
             targets = [
-                (layout, found[spec.name, "codes"], found[spec.name, "scales"]) for layout, found in arrays_of.items()
+                Target(layout, *(found[spec.name, part] for part in ("codes", "scales")))
+                for layout, found in arrays_of.items()
             ]
             encode_quantized(spec, loaded[spec.name], targets, rows)
         else:

@@ -1,0 +1,1 @@
+"""Packs of real shape with made-up weights, to measure where no checkpoint fits."""

@@ -1,0 +1,172 @@
+"""Make a pack of a configuration's real shape with made-up weights."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from krasis import __version__, models
+from krasis.convert import encodings
+from krasis.convert.assign import choose, plan_group
+from krasis.convert.planned import PlannedFile
+from krasis.convert.workers import Workers
+from krasis.errors import InputError, UsageError
+from krasis.models.family import ModelSpec
+from krasis.models.weight import Group
+from krasis.pack.file_writer import Arrays, FileWriter, SegmentPlan
+from krasis.pack.manifest import FileHash, Manifest, Settings
+from krasis.pack.progress import Progress
+from krasis.pack.record import TensorSpec
+from krasis.pack.writer import PackWriter
+from krasis.synth import tokenizer, values
+from krasis.synth.codes import Matrices
+from krasis.synth.popularity import Popularity
+from krasis.synth.values import Values
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a made-up pack depends on besides its configuration: all of it, whatever the machine and the jobs."""
+
+    settings: Settings
+    expert_codec: str | None = None
+    skew: float = 0.9
+    seed: int = 0
+
+
+def shortened(config: Mapping[str, Any], layers: int | None, vocab: int | None) -> dict[str, Any]:
+    """A config.json with fewer layers, the first ones, and another vocabulary. Raises UsageError for more layers."""
+    found = dict(config)
+    if layers is not None:
+        most = config.get("num_hidden_layers")
+        if not 1 <= layers <= (most if isinstance(most, int) else layers):
+            raise UsageError(f"--layers is {layers}", expected=f"1 to {most}")
+        found["num_hidden_layers"] = layers
+        if isinstance(config.get("layer_types"), list):
+            found["layer_types"] = config["layer_types"][:layers]
+    if vocab is not None:
+        found["vocab_size"] = vocab
+    return found
+
+
+class Synthesis:
+    """A made-up pack, planned. Raises InputError for a configuration that krasis can't run."""
+
+    def __init__(self, config: Mapping[str, Any], recipe: Recipe) -> None:
+        family = models.get(str(config.get("model_type")))
+        spec = family.parse_config({key: value for key, value in config.items() if key != encodings.KEY})
+        if spec.vocab_size < tokenizer.BYTES:
+            expected = f"{tokenizer.BYTES} or more, for its tokenizer"
+            raise InputError(f"vocab_size is {spec.vocab_size}", where="config.json", expected=expected)
+        ends = tuple(token for token in spec.eos_token_ids if token < spec.vocab_size)
+        self.spec: ModelSpec = msgspec.structs.replace(spec, eos_token_ids=ends)
+        self.recipe = recipe
+        self._kept_as = encodings.of(config)[0].kept_as
+        self.files = [
+            PlannedFile(name, groups, [self._plan(group) for group in groups], frozenset())
+            for name, groups in family.files(spec)
+        ]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def run(self, pack: Path, source: FileHash, progress: Progress, *, force: bool = False, jobs: int = 1) -> Manifest:
+        """Write the pack, on `jobs` threads; the same bytes come out whatever they are. `source` is the config.json.
+
+        A partial pack of the same making is continued.
+        """
+        extras = tokenizer.files(self.spec.vocab_size)
+        recipe = self.recipe
+        need = self.bytes + sum(map(len, extras.values()))
+        with PackWriter(pack, self._key(source), need, force=force, threads=jobs, progress=progress) as writer:
+            left = [file for file in self.files if file.name not in writer.finished]
+            progress.start("making weights up", sum(file.bytes for file in left))
+            weights = Weights(self.spec, recipe, self.files)
+            with ExitStack() as opened, Workers[None](1) as closers, Workers[int](jobs) as fillers:
+                for file in left:
+                    out = writer.open(file.name, file.plans)
+                    opened.callback(out.close)
+                    for plans in file.segments:
+                        for index in range(plans[0].count):
+                            fillers.submit(partial(weights.put, out, plans, index), progress.advance)
+                    fillers.drain()
+                    closers.submit(partial(writer.finish, out), lambda _: None)
+                closers.drain()
+            return writer.publish(
+                tool=f"krasis {__version__} synth: made-up weights, skew {recipe.skew}, seed {recipe.seed}",
+                settings=recipe.settings,
+                model=msgspec.to_builtins(self.spec),
+                source=[source],
+                extras=[writer.extra(name, content) for name, content in extras.items()],
+            )
+
+    def _plan(self, group: Group) -> list[SegmentPlan]:
+        # Tied heads are quantized, and everything else is in one precision.
+        kept_as = self._kept_as if group.kind == "expert" else None
+        choice = choose(group, self.recipe.settings, self.recipe.expert_codec, kept_as)
+        return plan_group(group, choice, self.recipe.settings.layouts, lambda source: torch.bfloat16)
+
+    def _key(self, source: FileHash) -> str:
+        job: list[Any] = [__version__, "synth", self.recipe, msgspec.to_builtins(self.spec), source]
+        return hashlib.sha256(msgspec.json.encode(job)).hexdigest()
+
+
+class Weights:
+    """The made-up weights of a model, record by record, in any order and from any thread."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe, files: list[PlannedFile]) -> None:
+        self._seed = recipe.seed
+        self._values = Values(spec, recipe.seed)
+        self._spec = spec
+        self._popularity = Popularity(spec, recipe.skew, recipe.seed)
+        self._matrices: dict[tuple[object, ...], Matrices] = {}
+        for file in files:
+            for plans in file.segments:
+                for tensor in plans[0].tensors:
+                    if tensor.quantized and self._alike(tensor) not in self._matrices:
+                        orders = tuple(plan.layout for plan in plans)
+                        drawn = self._rng(f"columns {len(self._matrices)}")
+                        spread = values.matrix_spread(tensor, spec)
+                        self._matrices[self._alike(tensor)] = Matrices(tensor, orders, spread, drawn)
+
+    def put(self, out: FileWriter, plans: list[SegmentPlan], index: int) -> int:
+        """Write a record in every layout. Returns its bytes."""
+        self.fill({plan.layout: out.arrays(plan.name, plan.layout, index) for plan in plans}, plans[0], index)
+        for plan in plans:
+            out.seal(plan.name, plan.layout, index)
+        return sum(plan.record_bytes for plan in plans)
+
+    def fill(self, arrays: Mapping[str, Arrays], plan: SegmentPlan, index: int) -> None:
+        """Layout -> the zeroed sections of a record, which get weights."""
+        rng = self._rng(plan.name, index)
+        for tensor in plan.tensors:
+            if tensor.quantized:
+                self._matrices[self._alike(tensor)].fill(arrays, tensor, rng)
+                continue
+            found, *others = (sections[tensor.name, "values"] for sections in arrays.values())
+            if tensor.name == "router":
+                layer = int(re.findall(r"\d+", plan.name)[0])
+                self._values.router(found, self._popularity.offsets(rng), layer, rng)
+            else:
+                self._values.fill(found, tensor, rng)
+            for other in others:
+                other.copy_(found)
+
+    def _alike(self, tensor: TensorSpec) -> tuple[object, ...]:
+        """Matrices for which this is equal take their columns from one place."""
+        spread = values.matrix_spread(tensor, self._spec)
+        return tensor.codec, tensor.group_size, tensor.shape[1], tensor.padded_shape[1], spread
+
+    def _rng(self, *what: object) -> np.random.Generator:
+        """One for each purpose, so that nothing depends on the order of work."""
+        digest = hashlib.sha256(repr((self._seed, *what)).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "little"))

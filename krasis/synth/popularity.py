@@ -1,0 +1,88 @@
+"""How often a made-up router chooses each expert: the law, and the offsets of logits that make it hold."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krasis.models import deepseek_v2
+from krasis.models.family import ModelSpec
+
+MOST = 0.9
+"""No expert is chosen by a larger share of tokens, however skewed the law: none is certain."""
+
+TOKENS = 4096
+ROUNDS = 12
+
+Choose = Callable[[Tensor], Tensor]
+"""Router logits float32 [tokens, experts] -> ids int64 [tokens, k] of the experts chosen."""
+
+
+def law(experts: int, chosen: int, skew: float) -> Tensor:
+    """float64 [experts]: the share of tokens that choose the expert of each rank, `chosen` in all.
+
+    It is a rank^-skew, at most `MOST` (Zipf's law, cut off); what is cut off falls to the others in proportion.
+    """
+    shares = torch.arange(1, experts + 1, dtype=torch.float64) ** -skew
+    most = max(MOST, chosen / experts)
+    capped = 0
+    while True:
+        rest = (chosen - most * capped) / float(shares[capped:].sum()) if capped < experts else 0.0
+        if capped == experts or rest * float(shares[capped]) <= most:
+            break
+        capped += 1
+    found = shares * rest
+    found[:capped] = most
+    return found
+
+
+def chooser(spec: ModelSpec) -> Choose:
+    """How the family of a spec chooses by logits."""
+    if isinstance(spec, deepseek_v2.MoeSpec):
+        return lambda logits: deepseek_v2.route(logits, None, spec)[0]
+    count: int = spec.experts_per_token  # type: ignore[attr-defined]
+    return lambda logits: logits.topk(count, dim=-1).indices
+
+
+class Popularity:
+    """The offsets that `skew` asks for of a model's routers, and a random order of experts in every layer.
+
+    A token's logits are taken as independent standard normals plus one offset an expert.
+    """
+
+    def __init__(self, spec: ModelSpec, skew: float, seed: int) -> None:
+        self._experts: int = spec.num_experts  # type: ignore[attr-defined]
+        self._groups: int = getattr(spec, "groups", 1)
+        noise = np.random.default_rng(seed).standard_normal((TOKENS, self._experts), dtype=np.float32)
+        # Ranks are dealt to groups like cards, so that each has as much to offer.
+        dealt = torch.arange(self._experts).view(-1, self._groups).T.flatten()
+        chosen: int = spec.experts_per_token  # type: ignore[attr-defined]
+        self.shares = law(self._experts, chosen, skew)[dealt]
+        self._offsets = calibrate(self.shares, chooser(spec), torch.from_numpy(noise))
+
+    def order(self, rng: np.random.Generator) -> Tensor:
+        """int64 [experts]: at each, the index into `shares` of the expert there. Groups stay together."""
+        groups = torch.arange(self._experts).view(self._groups, -1)
+        order = [groups[group][rng.permutation(groups.shape[1])] for group in rng.permutation(self._groups)]
+        return torch.cat(order)
+
+    def offsets(self, rng: np.random.Generator) -> Tensor:
+        """float32 [experts]: what each logit of a layer is raised by, next to normals of spread 1."""
+        return self._offsets[self.order(rng)]
+
+
+def calibrate(shares: Tensor, choose: Choose, noise: Tensor) -> Tensor:
+    """float32 offsets with which `choose` takes each expert as often as `shares` says, over `noise` as logits."""
+    experts, floor = len(shares), 0.5 / len(noise)
+
+    def quantiles(found: Tensor) -> Tensor:
+        z: Tensor = torch.special.ndtri(found.double().clamp(floor, 1 - floor))
+        return z
+
+    wanted = quantiles(shares)
+    offsets = wanted.clone()
+    for _ in range(ROUNDS):
+        ids = choose(noise + offsets.float())
+        offsets += wanted - quantiles(torch.bincount(ids.flatten(), minlength=experts) / len(noise))
+    return offsets.float()
