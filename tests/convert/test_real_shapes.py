@@ -23,6 +23,7 @@ from krasis.convert.encode import encode_plain, encode_quantized, values
 from krasis.convert.encodings.stored import Coded
 from krasis.models.conform import read_spec
 from krasis.models.weight import Group, Source, Weight
+from krasis.native.quantize import Target
 from krasis.pack.reader import Pack
 from krasis.pack.record import sections
 from krasis.runtime.backend import PackedMatrix, strip_parts
