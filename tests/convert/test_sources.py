@@ -74,16 +74,21 @@ def test_shards_are_fetched_a_little_ahead(store):
 
 
 def test_shards_are_released_once_the_next_work_does_without_them(store):
-    sources, _ = open_sources(store, "ab", "b", "ca")
+    sources, _ = open_sources(store, "ab", "bc", "ad")
     released = []
     with sources:
-        for work, use in enumerate(["ab", "b", "ca"]):
+        for work, use in enumerate(["ab", "bc", "ad"]):
             sources.wait(work)
             released.append(set(sources.release(frozenset(use))))
-    assert released == [{"a"}, {"b"}, {"a", "c"}]
-    assert [shard for shard in store.fetched if shard != "d"] == ["a", "b", "a", "c"]
-    # What nothing uses an earlier run may have left.
-    assert store.released[0] == "d"
+    assert released == [{"a"}, {"b", "c"}, {"a", "d"}]
+    assert store.fetched == ["a", "b", "c", "a", "d"]
+
+
+def test_what_an_earlier_run_left_is_released(store):
+    sources, _ = open_sources(store, "b")
+    with sources:
+        sources.wait(0)
+    assert store.released[:3] == ["a", "c", "d"]
 
 
 def test_what_was_noted_is_not_hashed_again(store):
