@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from krasis.errors import InputError, UsageError
 from krasis.pack import strict_json
-from krasis.pack.disk import write_synced
+from krasis.pack.disk import disk_errors, write_synced
 from krasis.pack.manifest import Origin, Printable, Sha256, Size
 
 FORMAT: Final = "krasis-heat"
@@ -106,7 +106,8 @@ def names_in(pack: Path) -> list[str]:
 def save(profile: HeatProfile, path: Path) -> None:
     """Write a profile whole or not at all. Raises UsageError where nothing can be written there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, profile.encode())
     except OSError as error:
         raise UsageError(f"can't write the heat profile: {error.strerror}", where=path) from error

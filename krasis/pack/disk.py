@@ -27,11 +27,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file beside `path`, sync it, then give it its name."""
     scratch = path.with_name(path.name + TMP)
-    with disk_errors(path), scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
+    with disk_errors(path):
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
 
 
 def sync_folder(path: Path) -> None:

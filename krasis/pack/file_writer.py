@@ -61,7 +61,8 @@ class FileWriter:
             self._hashes[key] = [""] * plan.count
             end += plan.bytes
         self.bytes = end
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        with disk_errors(path):
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             with disk_errors(path):
                 os.posix_fallocate(self._handle, 0, end)

@@ -83,8 +83,9 @@ class PackWriter:
         self._journal = threading.Lock()
         self._refuse_existing()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.partial.mkdir(exist_ok=True)
+            with disk_errors(self.partial):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.partial.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"can't create the pack: {error.strerror}", where=self.partial) from error
         self._lock = self._take_lock()
@@ -111,7 +112,8 @@ class PackWriter:
     def finish(self, file: FileWriter) -> None:
         """Give a file whose records were all written its name, and note it in the journal."""
         entry = _Done(*file.finish())
-        self._scratch(file.name).rename(self.partial / file.name)
+        with disk_errors(self.partial):
+            self._scratch(file.name).rename(self.partial / file.name)
         self._note(entry)
         self.finished[file.name] = entry
 
@@ -153,8 +155,9 @@ class PackWriter:
         )
         manifest = manifests.decode(raw, self.partial / manifests.FILE_NAME)
         write_synced(self.partial / manifests.FILE_NAME, raw)
-        sync_folder(self.partial)
-        self._swap()
+        with disk_errors(self.path):
+            sync_folder(self.partial)
+            self._swap()
         (self.path / JOURNAL).unlink()
         return manifest
 
@@ -165,7 +168,12 @@ class PackWriter:
         if self.path.exists():
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
-        self.partial.rename(self.path)
+        try:
+            self.partial.rename(self.path)
+        except OSError:
+            if old.exists():
+                old.rename(self.path)
+            raise
         sync_folder(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 

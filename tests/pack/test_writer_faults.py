@@ -126,6 +126,52 @@ def test_a_full_disk_is_a_fit_error_wherever_it_strikes(path, partial, name):
     assert not path.exists()
 
 
+def full_after(steps, patch):
+    """A disk that takes that many more writes: new names, room for files, and what is synced."""
+    left = iter(range(steps))
+
+    def guarded(real, writes=lambda *_: True):
+        def call(*arguments, **options):
+            if writes(*arguments) and next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "posix_fallocate"):
+        patch.setattr(os, name, guarded(getattr(os, name)))
+    patch.setattr(os, "open", guarded(os.open, lambda path, flags, *_: flags & os.O_CREAT))
+    patch.setattr(Path, "open", guarded(Path.open, lambda path, mode="r", *_: mode[0] != "r"))
+    for name in ("rename", "mkdir"):
+        patch.setattr(Path, name, guarded(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
+def test_a_disk_that_is_full_at_any_step_leaves_what_can_be_continued(tmp_path, monkeypatch, replaced):
+    write_pack(tmp_path / "whole")
+    for steps in range(100):
+        path = tmp_path / str(steps) / "pack"
+        if replaced:
+            write_pack(path, names=("old",))
+        with monkeypatch.context() as patch:
+            full_after(steps, patch)
+            try:
+                write_pack(path, force=replaced)
+            except FitError:
+                pass
+            else:
+                break
+        names = [file.name for file in Path(path).glob("*.bin")]
+        if replaced and "old.bin" in names:
+            assert names == ["old.bin"]
+        if path.exists():
+            assert all(matches for _, _, matches in Pack(path).verify())
+        write_pack(path, force=True)
+        assert (path / "manifest.json").read_bytes() == (tmp_path / "whole/manifest.json").read_bytes()
+        assert [p.name for p in path.parent.iterdir()] == ["pack"]
+    assert 15 < steps < 60
+
+
 def test_other_disk_errors_keep_their_name(path, monkeypatch):
     monkeypatch.setattr(FileWriter, "put", fails_with(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
