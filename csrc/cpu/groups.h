@@ -1,9 +1,13 @@
-// Groups of a block of rows: read, turned so that a lane is a row, and handed to a codec.
+// Groups of a block of rows: staged, turned so that a lane is a row, and handed to a codec.
 #pragma once
 
 #include "order.h"
 
 namespace krasis {
+
+// Bytes of a row that are staged at once: a whole number of groups. Rows lie a line further apart, as else lines of all of
+// them would meet in one set of the first-level cache.
+constexpr int kStage = 1024, kPitch = kStage + 64;
 
 // A group of Isa::kLanes rows, as weights [k][lane].
 template <class Isa> struct Group {
@@ -28,21 +32,21 @@ template <class Isa> struct Reader {
     using Floats = typename Isa::Floats;
     static constexpr int kLanes = Isa::kLanes;
 
-    static void turn(Words *words, const void *const *rows, int64_t byte) {
-        for (int i = 0; i < kLanes; i++)
-            memcpy(words + i, (const char *)rows[i] + byte, sizeof *words);
+    static void turn(Words *words, const char *row) {
+        for (int i = 0; i < kLanes; i++, row += kPitch)
+            memcpy(words + i, row, sizeof *words);
         Isa::transpose(words);
     }
 
-    static void read_float32(Floats *x, const void *const *rows, int size) {
+    static void read_float32(Floats *x, const char *rows, int size) {
         for (int k = 0; k < size; k += kLanes)
-            turn((Words *)(x + k), rows, k * sizeof(float));
+            turn((Words *)(x + k), rows + k * sizeof(float));
     }
 
-    static void read_bfloat16(Floats *x, const void *const *rows, int size) {
+    static void read_bfloat16(Floats *x, const char *rows, int size) {
         for (int k = 0; k < size; k += 2 * kLanes) {
             Words pairs[kLanes];
-            turn(pairs, rows, k * sizeof(uint16_t));
+            turn(pairs, rows + k * sizeof(uint16_t));
             for (int p = 0; p < kLanes; p++) {
                 x[k + 2 * p] = (Floats)(pairs[p] << 16);
                 x[k + 2 * p + 1] = (Floats)(pairs[p] & (int32_t)0xffff0000);
@@ -57,10 +61,10 @@ template <class Isa> struct Reader {
         return (Floats)(sign | (magnitude >= 0x7c00 ? Words{} + 0x7f800000 : finite));
     }
 
-    static void read_float16(Floats *x, const void *const *rows, int size) {
+    static void read_float16(Floats *x, const char *rows, int size) {
         for (int k = 0; k < size; k += 2 * kLanes) {
             Words pairs[kLanes];
-            turn(pairs, rows, k * sizeof(uint16_t));
+            turn(pairs, rows + k * sizeof(uint16_t));
             for (int p = 0; p < kLanes; p++) {
                 x[k + 2 * p] = widen(pairs[p] & 0xffff);
                 x[k + 2 * p + 1] = widen(pairs[p] >> 16 & 0xffff);
@@ -68,7 +72,7 @@ template <class Isa> struct Reader {
         }
     }
 
-    static void read(Floats *x, const void *const *rows, int size, int type) {
+    static void read(Floats *x, const char *rows, int size, int type) {
         switch (type) {
         case KRASIS_FLOAT32: return read_float32(x, rows, size);
         case KRASIS_BFLOAT16: return read_bfloat16(x, rows, size);
@@ -76,15 +80,16 @@ template <class Isa> struct Reader {
         }
     }
 
-    // False where a weight is NaN, infinite or beyond 2^127. The bits of non-negative floats are ordered as they are.
+    // False where a weight is NaN, infinite or beyond 2^127. Bits of floats of one sign are ordered as their magnitudes,
+    // and taken as unsigned, negative ones are above the others.
     static bool find_peak(Group<Isa> &group) {
         const Words sign_off = Words{} + 0x7fffffff;
-        Words magnitude{}, positive{};
+        Words positive{}, negative{};
         for (int k = 0; k < group.size; k++) {
-            const Words bits = (Words)group.weights[k];
-            magnitude = Isa::max(magnitude, bits & sign_off);
-            positive = Isa::max(positive, bits);
+            positive = Isa::max(positive, (Words)group.weights[k]);
+            negative = Isa::max_unsigned(negative, (Words)group.weights[k]);
         }
+        const Words magnitude = Isa::max(positive, negative & sign_off);
         const Words unit = Isa::max(magnitude & 0x7f800000, Words{} + 0x00800000);
         group.used = magnitude >= unit;
         group.unit = (Floats)unit;
@@ -98,7 +103,8 @@ template <class Isa, class Codec> struct Block {
 
     const Quantize &work;
     int64_t block;
-    const void *rows[kBlock]; // null for pads
+    const char *rows[kBlock]; // null for pads
+    alignas(64) char stage[kBlock][kPitch];
     alignas(64) Pairs pairs;
     uint32_t scales[kBlock];
     double sums[kBlock][4] = {};
@@ -118,9 +124,10 @@ template <class Isa, class Codec> struct Block {
         return {block, work.packing.n / kBlock, group, work.packing.k / work.packing.group_size};
     }
 
-    void prepare(Importance &importance, int64_t first, int have) const {
+    void prepare(Importance &importance, int64_t first) const {
         const float *given = work.weights.importance + first;
         const int size = work.packing.group_size;
+        const int64_t left = work.weights.columns - first, have = left < 0 ? 0 : left < size ? left : size;
         importance.largest = 0;
         for (int k = 0; k < have; k++)
             importance.largest = given[k] > importance.largest ? given[k] : importance.largest;
@@ -133,24 +140,18 @@ template <class Isa, class Codec> struct Block {
         }
     }
 
-    bool read(Group<Isa> &group, int64_t first, int have, int unit) const {
-        alignas(64) static constexpr float kZeros[kMostWeights] = {};
-        alignas(64) float padded[kLanes][kMostWeights];
-        const void *starts[kLanes];
-        for (int i = 0; i < kLanes; i++) {
-            const char *row = (const char *)rows[unit * kLanes + i];
-            starts[i] = row ? row + first * bytes() : (const char *)kZeros;
-            if (have < group.size && row) {
-                memset(padded[i], 0, sizeof padded[i]);
-                memcpy(padded[i], starts[i], have * bytes());
-                starts[i] = padded[i];
-            } else if (row) {
-                for (int line = 0; line < group.size * bytes(); line += 64)
-                    __builtin_prefetch(row + first * bytes() + group.size * bytes() + line);
-            }
+    // Brings bytes [first, first + kStage) of every row near, in order as memory likes it, with zeros beside the weights.
+    void fill_stage(int64_t first) {
+        const int64_t left = work.weights.columns * bytes() - first;
+        const int64_t have = left < 0 ? 0 : left < kStage ? left : kStage;
+        for (int i = 0; i < kBlock; i++) {
+            const int64_t known = rows[i] ? have : 0;
+            if (known)
+                memcpy(stage[i], rows[i] + first, known);
+            memset(stage[i] + known, 0, kStage - known);
+            for (int64_t line = kStage; known && line < 2 * kStage && line < left; line += 64)
+                __builtin_prefetch(rows[i] + first + line, 0, 2);
         }
-        Reader<Isa>::read(group.weights, starts, group.size, work.weights.type);
-        return Reader<Isa>::find_peak(group);
     }
 
     void keep(const Encoded<Isa> &encoded, int size, int unit, bool weighted) {
@@ -176,12 +177,14 @@ template <class Isa, class Codec> struct Block {
         group.size = size;
         group.importance = work.weights.importance ? &importance : nullptr;
         for (int64_t g = 0; g < work.packing.k / size; g++) {
-            const int64_t left = work.weights.columns - g * size;
-            const int have = left < size ? (left > 0 ? (int)left : 0) : size;
+            const int64_t first = g * size * bytes(), offset = first % kStage;
+            if (offset == 0)
+                fill_stage(first);
             if (group.importance)
-                prepare(importance, g * size, have);
+                prepare(importance, g * size);
             for (int unit = 0; unit < kBlock / kLanes; unit++) {
-                if (!read(group, g * size, have, unit))
+                Reader<Isa>::read(group.weights, stage[unit * kLanes] + offset, size, work.weights.type);
+                if (!Reader<Isa>::find_peak(group))
                     return false;
                 Codec::encode(group, encoded);
                 keep(encoded, size, unit, group.importance);

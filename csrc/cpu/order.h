@@ -23,7 +23,7 @@ template <class Isa> struct Order {
         return (low & 0xff) | (low >> 8 & 0xff00) | (high & 0xff) << 16 | (high & 0xff0000) << 8;
     }
 
-    static void cpu4(uint32_t *codes, const Pairs &pairs, int size, Place at) {
+    static void cpu4(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
         for (int t = 0; t < kBlock / kTile; t++) {
             const int64_t first = (at.block * (kBlock / kTile) + t) * at.groups + at.group;
             uint32_t *line = codes + first * (size / 8 * kTile);
@@ -35,7 +35,7 @@ template <class Isa> struct Order {
         }
     }
 
-    static void cpu8(uint32_t *codes, const Pairs &pairs, int size, Place at) {
+    static void cpu8(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
         for (int t = 0; t < kBlock / kTile; t++) {
             const int64_t first = (at.block * (kBlock / kTile) + t) * at.groups + at.group;
             uint32_t *line = codes + first * (size / 4 * kTile);
@@ -45,33 +45,48 @@ template <class Isa> struct Order {
         }
     }
 
-    // Words in the order of computing, [p][w][c] or [p][w][h][c], to [c][p][w] or [c][p][w][h].
-    template <int Words> static void scatter(uint32_t *tile, const uint32_t *words) {
-        for (int c = 0; c < 8; c++)
-            for (int i = 0; i < Words; i++)
-                tile[c * Words + i] = words[i * 8 + c];
+    // 32 k at once, two tiles deep. `words` are [Words][2][8], the last 8 columns c; a tile is [8][Words].
+    template <int Words>
+    static void turn(uint32_t *codes, const uint32_t (&words)[Words][16], int64_t k, const Place &at) {
+        constexpr int kLanes = Isa::kLanes;
+        for (int first = 0; first < Words; first += kLanes)
+            for (int column = 0; column < 16; column += kLanes) {
+                typename Isa::Words square[kLanes];
+                for (int i = 0; i < kLanes; i++)
+                    memcpy(square + i, words[first + i] + column, sizeof square[i]);
+                Isa::transpose(square);
+                for (int i = 0; i < kLanes; i++) {
+                    const int64_t tile = (k / 16 + (column + i) / 8) * at.blocks + at.block;
+                    memcpy(codes + (tile * 8 + (column + i) % 8) * Words + first, square + i, sizeof square[i]);
+                }
+            }
     }
 
-    static void marlin4(uint32_t *codes, const Pairs &pairs, int size, Place at) {
-        for (int k = 0; k < size; k += 16) {
-            uint32_t words[128];
-            for (int p = 0; p < 4; p++)
-                for (int w = 0; w < 4; w++)
-                    for (int c = 0; c < 8; c++) {
-                        const uint32_t *low = pairs[k / 2 + p] + 16 * w + c, *high = pairs[k / 2 + p + 4] + 16 * w + c;
-                        words[(p * 4 + w) * 8 + c] = low[0] | high[0] << 4 | low[8] << 8 | high[8] << 12;
-                    }
-            scatter<16>(codes + ((at.group * size + k) / 16 * at.blocks + at.block) * 128, words);
+    static void marlin4(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
+        for (int k = 0; k < size; k += 32) {
+            alignas(64) uint32_t words[16][16]; // [p][w]
+            for (int t = 0; t < 2; t++)
+                for (int p = 0; p < 4; p++) {
+                    const uint32_t *low = pairs[k / 2 + 8 * t + p], *high = pairs[k / 2 + 8 * t + p + 4];
+                    for (int w = 0; w < 4; w++, low += 16, high += 16)
+                        for (int c = 0; c < 8; c++)
+                            words[4 * p + w][8 * t + c] = low[c] | high[c] << 4 | low[8 + c] << 8 | high[8 + c] << 12;
+                }
+            turn(codes, words, at.group * size + k, at);
         }
     }
 
-    static void marlin8(uint32_t *codes, const Pairs &pairs, int size, Place at) {
-        for (int k = 0; k < size; k += 16) {
-            uint32_t words[256];
-            for (int p = 0; p < 4; p++)
-                for (int n = 0; n < kBlock; n++)
-                    words[p * kBlock + n] = pairs[k / 2 + p][n] | pairs[k / 2 + p + 4][n] << 8;
-            scatter<32>(codes + ((at.group * size + k) / 16 * at.blocks + at.block) * 256, words);
+    static void marlin8(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
+        for (int k = 0; k < size; k += 32) {
+            alignas(64) uint32_t words[32][16]; // [p][w][h]
+            for (int t = 0; t < 2; t++)
+                for (int p = 0; p < 4; p++) {
+                    const uint32_t *low = pairs[k / 2 + 8 * t + p], *high = pairs[k / 2 + 8 * t + p + 4];
+                    for (int w = 0; w < 8; w++, low += 8, high += 8)
+                        for (int c = 0; c < 8; c++)
+                            words[8 * p + w][8 * t + c] = low[c] | high[c] << 8;
+                }
+            turn(codes, words, at.group * size + k, at);
         }
     }
 
@@ -85,7 +100,7 @@ template <class Isa> struct Order {
         return i / 8 + 8 * (i % 8);
     }
 
-    template <class Scale> static void scales(Scale *out, const uint32_t *scales, int layout, Place at) {
+    template <class Scale> static void scales(Scale *out, const uint32_t *scales, int layout, const Place &at) {
         if (layout == KRASIS_LAYOUT_CPU) {
             for (int n = 0; n < kBlock; n++) {
                 const int64_t tile = at.block * (kBlock / kTile) + n / kTile;
@@ -99,7 +114,7 @@ template <class Isa> struct Order {
     }
 
     template <class Codec>
-    static void write(const krasis_packing &packing, const Pairs &pairs, const uint32_t *group_scales, Place at) {
+    static void write(const krasis_packing &packing, const Pairs &pairs, const uint32_t *group_scales, const Place &at) {
         for (int i = 0; i < packing.target_count; i++) {
             const krasis_target &target = packing.targets[i];
             uint32_t *codes = (uint32_t *)target.codes;

@@ -33,6 +33,8 @@ struct Lanes {
 
     static Words max(Words a, Words b) { return (Words)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 
+    static Words max_unsigned(Words a, Words b) { return (Words)_mm256_max_epu32((__m256i)a, (__m256i)b); }
+
     static bool any(Words condition) { return !_mm256_testz_si256((__m256i)condition, (__m256i)condition); }
 
     static Words rounded(Floats a) { return (Words)_mm256_cvtps_epi32((__m256)a); }

@@ -40,6 +40,8 @@ struct Lanes {
 
     static Words max(Words a, Words b) { return (Words)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
+    static Words max_unsigned(Words a, Words b) { return (Words)_mm512_max_epu32((__m512i)a, (__m512i)b); }
+
     static bool any(Words condition) { return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition); }
 
     static Words rounded(Floats a) { return (Words)_mm512_cvtps_epi32((__m512)a); }

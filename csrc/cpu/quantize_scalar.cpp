@@ -26,6 +26,11 @@ struct Lanes {
 
     static Words max(Words a, Words b) { return a > b ? a : b; }
 
+    static Words max_unsigned(Words a, Words b) {
+        const Words low = Words{} + INT32_MIN;
+        return max(a ^ low, b ^ low) ^ low;
+    }
+
     static bool any(Words condition) {
         int32_t bits = 0;
         for (int i = 0; i < kLanes; i++)

@@ -14,11 +14,10 @@ GROUP_SIZES = (32, 64, 128)
 SCALE_DTYPE = torch.bfloat16
 
 LEAST, MOST = -8, 7
-DIVISORS = tuple(7.25 + 0.35 * step for step in range(8))
-"""Candidate scales are the peak over minus these: it goes to the side of -8, the one number without an opposite."""
+MULTIPLIERS = tuple(range(20, 28))
+"""Candidate scales are peak / -(m / 2.75): the peak goes to the side of -8, the one number without an opposite."""
 
-_UNIT = 2.0**14
-_ONE = 2.0**25
+_PEAK = 2.0**15 / 2.75
 _PARTS = 4095
 
 
@@ -37,28 +36,25 @@ def dequantize(quantized: Quantized) -> Tensor:
 
 
 def _search(groups: Tensor, peaks: Tensor, importance: Importance) -> tuple[Tensor, Tensor]:
-    whole = (groups * _UNIT).round().clamp(-32768, 32767).int()
+    factors = torch.tensor(-_PEAK) / peaks
+    whole = (groups * factors).round().int()
     values, parts, unit = whole, torch.ones(1, dtype=torch.int32), 1
     if importance is not None:
-        # Six bits less of the weights make room for twelve of the importance.
-        values, parts, unit = _times(whole, 512), (importance * _PARTS).round().clamp_min(1).int(), 64
-    base = -_ONE / (peaks * _UNIT)
+        # Five bits less of the weights make room for twelve of the importance.
+        values, parts, unit = _times(whole, 1024), (importance * _PARTS).round().clamp_min(1).int(), 32
     best_a, best_b = torch.zeros_like(peaks), torch.ones_like(peaks)
-    for divisor in DIVISORS:
-        numbers = _numbers(whole, (base * divisor).round())
+    for multiplier in MULTIPLIERS:
+        numbers = _times(whole, multiplier).clamp(LEAST, MOST)
         a = (values * numbers * parts).sum(1, keepdim=True).float()
         b = (numbers * numbers * parts).sum(1, keepdim=True).float()
         # Of these codes the best scale is a / b, and it leaves sum w^2 - a^2 / b.
         better = a.square() * best_b > best_a.square() * b
         best_a, best_b = torch.where(better, a, best_a), torch.where(better, b, best_b)
-    scales = (best_a / best_b * unit).bfloat16().float()
-    numbers = _numbers(whole, (_ONE / scales).clamp(-32767, 32767).round())
-    return numbers.float(), scales / _UNIT
-
-
-def _numbers(whole: Tensor, multipliers: Tensor) -> Tensor:
-    """The quotients in 2^-10, then rounded."""
-    return _times(_times(whole, multipliers.int()), 32).clamp(LEAST, MOST)
+    scales = (best_a / best_b * unit / factors).bfloat16().float()
+    # Quotients in 2^-9, then rounded.
+    multipliers = (2.0**24 / (scales * factors)).clamp(-32767, 32767).round().int()
+    numbers = _times(_times(whole, multipliers), 64).clamp(LEAST, MOST)
+    return numbers.float(), scales
 
 
 def _times(whole: Tensor, factor: Tensor | int) -> Tensor:
