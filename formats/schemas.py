@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from krasis.heat.imatrix import Header
 from krasis.heat.profile import HeatProfile
 from krasis.pack.manifest import Manifest
 
 SCHEMAS = {
     "pack-v1.schema.json": (Manifest, "urn:krasis:pack:1", "Manifest of a krasis pack, version 1"),
     "heat-v1.schema.json": (HeatProfile, "urn:krasis:heat:1", "krasis heat profile, version 1, decompressed"),
+    "imatrix-v1.schema.json": (Header, "urn:krasis:imatrix:1", "Metadata of a krasis importance matrix, version 1"),
 }
 
 

@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from krasis.convert.pipeline import Conversion
@@ -63,9 +64,11 @@ def texts():
 def convert():
     """(checkpoint, pack, settings) -> the pack's path."""
 
-    def run(source, pack, expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu"), expert_codec=None):
-        settings = Settings(expert_bits=expert_bits, dense_bits=dense_bits, group_size=group_size, layouts=layouts)
-        Conversion(source, settings, expert_codec).run(pack, Silent())
+    usual = Settings(expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu"))
+
+    def run(source, pack, expert_codec=None, imatrix=None, jobs=1, **settings):
+        settings = msgspec.structs.replace(usual, **settings)
+        Conversion(source, settings, expert_codec, imatrix).run(pack, Silent(), jobs=jobs)
         return pack
 
     return run

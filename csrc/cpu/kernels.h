@@ -25,6 +25,8 @@ struct Work {
     Activations activations;
 };
 
+struct Feedback;
+
 struct Kernels {
     // Fills the activations of tokens [first, last).
     using Prepare = void (*)(const Work &, int64_t first, int64_t last);
@@ -33,6 +35,7 @@ struct Kernels {
 
     Prepare prepare[4];      // by codec
     Multiply multiply[4][3]; // by codec and layout; null where the two do not go together
+    void (*feed_back)(const Feedback &, float *errors);
 };
 
 const Kernels &scalar_kernels();

@@ -1,6 +1,7 @@
 // The kernels of one instruction set.
 #pragma once
 
+#include "feedback.h"
 #include "interleaved.h"
 #include "marlin.h"
 #include "plain.h"
@@ -17,6 +18,7 @@ constexpr Kernels kTable = {
         {nullptr, nullptr, multiply_plain<Isa>},
         {multiply_interleaved<Isa, InterleavedNibbles<Mxfp4>>, multiply_marlin<Isa, MarlinNibbles<Mxfp4>>, nullptr},
     },
+    feed_back<Isa>,
 };
 
 } // namespace krasis

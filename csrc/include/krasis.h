@@ -163,6 +163,18 @@ KRASIS_API int krasis_quantize(int isa, const krasis_weights *weights, const kra
 KRASIS_API int krasis_pack(int isa, const krasis_codes *parts, int32_t count, const krasis_packing *packing,
                            int64_t first, int64_t last);
 
+/* INT4 codes [n][k] of float32 weights [n][k] for bf16 scales [n][k / group_size], by error feedback, on the calling
+ * thread. `shares` [k][k] are read where j < k only. With wanted = w[k] and then, j ascending,
+ * wanted = fma(shares[k][j], e[j], wanted):
+ *     number = rint(wanted / scale) within -8..7, 0 where w[k] or the scale is 0;   e[k] = w[k] - number * scale
+ *     code = number + 8
+ * k and n are multiples of 16, group_size divides k. errors[n][4]: of each row the sums of (w - number * scale)^2 and of
+ * w^2, and the same two times importance[k], in float64 and by ascending k. Codes and errors are the same bit for bit on
+ * every instruction set. */
+KRASIS_API int krasis_int4_feedback(int isa, const float *weight, const float *shares, const uint16_t *scales,
+                                    const float *importance, int64_t k, int64_t n, int64_t group_size, uint8_t *codes,
+                                    double *errors);
+
 /* libkrasis_cuda.so, there where it was built. Pointers are to device memory, work goes to `stream` and is not awaited. */
 
 KRASIS_API int krasis_cuda_abi_version(void);

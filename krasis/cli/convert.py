@@ -26,6 +26,19 @@ def convert(
         str, typer.Option(help="int4, int8, mxfp4 or bf16; auto goes by bits and keeps MXFP4 where it fits.")
     ] = "auto",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 128,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Of INT4 experts: fast, balanced or best. Not given: balanced with --imatrix, else fast."),
+    ] = None,
+    w2_codec: Annotated[
+        str | None, typer.Option(help="Of INT4 experts: int4 or int8 for w2, instead of what the preset says.")
+    ] = None,
+    w2_group_size: Annotated[
+        int | None, typer.Option(help="Of INT4 experts: group size of w2, instead of what the preset says.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix that profile-heat wrote.")
+    ] = None,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
     layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
     jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
@@ -43,6 +56,7 @@ def convert(
     # Imported here so that --help answers at once.
     import torch
 
+    from krasis.convert import presets
     from krasis.convert.estimate import estimate
     from krasis.convert.pipeline import Conversion
     from krasis.convert.store import open_store
@@ -50,14 +64,17 @@ def convert(
     from krasis.pack.writer import begun
 
     codec, bits = read_experts(expert_codec, expert_bits)
-    settings = read_settings(bits, dense_bits, group_size, layouts)
+    name = preset or presets.default(imatrix is not None)
+    w2 = _w2(name, w2_codec, w2_group_size)
+    settings = read_settings(bits, dense_bits, group_size, layouts, preset=name, **w2)
     if jobs is None:
         jobs = physical_cores()
     one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
     # Threads of ours share out the work; torch's would stand in each other's way.
     torch.set_num_threads(1)
     store = open_store(source, revision, note, discard=discard_source, begun=begun(pack))
-    conversion = Conversion(store, settings, codec)
+    conversion = Conversion(store, settings, codec, imatrix)
+    presets.check(conversion.settings, conversion.plans)
     if dry_run:
         _print_plan(conversion.summary() | {"estimate": estimate(conversion, jobs)}, json)
         return
@@ -84,8 +101,19 @@ def read_experts(codec: str, bits: int | None) -> tuple[str | None, int]:
     return codec, own
 
 
-def read_settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str) -> "Settings":
-    """Settings of a pack by its options."""
+def _w2(name: str, codec: str | None, group_size: int | None) -> dict[str, Any]:
+    """The settings of w2: what was named, else what the preset says."""
+    from krasis.convert.presets import PRESETS
+
+    one_of("--preset", name, tuple(PRESETS), ", ".join(PRESETS))
+    one_of("--w2-codec", codec, (None, "int4", "int8"), "int4 or int8")
+    one_of("--w2-group-size", group_size, (None, 32, 64, 128), "32, 64 or 128")
+    preset = PRESETS[name]  # type: ignore[index]
+    return {"w2_codec": codec or preset.w2_codec, "w2_group_size": group_size or preset.w2_group_size}
+
+
+def read_settings(expert_bits: int, dense_bits: int, group_size: int, layouts: str, **others: Any) -> "Settings":
+    """Settings of a pack by its options, and others as they are."""
     import msgspec
 
     from krasis import layout as known
@@ -98,7 +126,7 @@ def read_settings(expert_bits: int, dense_bits: int, group_size: int, layouts: s
     for name in names:
         one_of("--layouts", name, known.names(), ", ".join(known.names()))
     found = {"expert_bits": expert_bits, "dense_bits": dense_bits, "group_size": group_size, "layouts": names}
-    return msgspec.convert(found, Settings)
+    return msgspec.convert(found | others, Settings)
 
 
 def one_of(flag: str, value: object, allowed: Any, expected: str) -> None:

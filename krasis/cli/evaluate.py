@@ -75,6 +75,9 @@ def profile_heat(
     more: MoreTextArgument = None,
     name: Annotated[str | None, typer.Option(help="Keep the profile in the pack under this name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the profile to this file instead.")] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the importance matrix that convert takes.")
+    ] = None,
     window: WindowOption = 512,
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
@@ -88,7 +91,7 @@ def profile_heat(
     from krasis.pack.reader import Pack
     from krasis.runtime.devices import open_backend
     from krasis.runtime.engine import Engine
-    from krasis.runtime.heat import measure
+    from krasis.runtime.heat import measure, save_imatrix
     from krasis.runtime.tokenizer import Tokenizer
 
     if window < 2:
@@ -100,24 +103,27 @@ def profile_heat(
     paths = [*text, *(more or [])]
     texts = encode_texts(paths, Tokenizer(opened), tokens)
     backend, notes = open_backend(device, threads)
-    engine = Engine(opened, backend, context=window, layout=layout, trace=True)
+    engine = Engine(opened, backend, context=window, layout=layout, trace=True, moments=imatrix is not None)
     show_notes(notes + engine.notes)
     with Reporter("tokens") as reporter:
         reporter.start("profiling", sum(map(len, texts.values())))
         measured = measure(engine, list(texts.values()), window, reporter.advance)
     contents = {path: path.read_bytes() for path in paths}
+    corpus = tuple(FileHash(p.name, len(c), hashlib.sha256(c).hexdigest()) for p, c in contents.items())
     found = profile.HeatProfile(
         format="krasis-heat",
         version=profile.VERSION,
         tool=f"krasis {__version__}",
         pack_root=opened.manifest.root,
-        corpus=tuple(FileHash(p.name, len(c), hashlib.sha256(c).hexdigest()) for p, c in contents.items()),
+        corpus=corpus,
         tokens=measured.tokens,
         layers=tuple(
             profile.LayerHeat(layer, tuple(map(int, counts))) for layer, counts in sorted(measured.profile.items())
         ),
     )
     profile.save(found, destination)
+    if imatrix:
+        save_imatrix(engine, opened, corpus, measured.tokens, imatrix)
     coverage = {f"{share:.0%}".rstrip("%"): measured.coverage(share) for share in SHARES}
     if json:
         emit_json(
@@ -127,10 +133,13 @@ def profile_heat(
                 "layers": len(found.layers),
                 "coverage": coverage,
                 "profile": str(destination),
+                "imatrix": imatrix and str(imatrix),
             }
         )
         return
     print(f"{destination}: {measured.tokens} tokens, {len(found.layers)} layers")
+    if imatrix:
+        print(f"{imatrix}: the importance matrix, for krasis convert --imatrix")
     for share, mass in coverage.items():
         held_out = f"the routing of {measured.held_out_tokens} held-out tokens"
         print(f"  hottest {share}% of experts hold {mass:.1%} of {held_out}")

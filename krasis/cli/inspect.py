@@ -26,7 +26,8 @@ def inspect(pack: PackArgument, json: JsonOption = False) -> None:
     parts = {key: summary.pop(key) for key in ("matrices", "sizes", "source", "settings")}
     total, padding = summary.pop("total_bytes"), summary.pop("padding_bytes")
     sizes = {"total": human(total), "padding": f"{human(padding)}, {padding / total:.1%}"}
-    print_facts({name.replace("_", " "): value for name, value in (summary | parts["settings"] | sizes).items()})
+    facts = (summary | parts["settings"] | sizes).items()
+    print_facts({name.replace("_", " "): value for name, value in facts if value is not None})
     print_sizes(parts["sizes"])
     print_matrices(parts["matrices"])
     print_source(parts["source"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from krasis import quant
+from krasis.convert.calibration import Guide, feed_back
 from krasis.convert.encodings.stored import Coded, Stored
 from krasis.native.quantize import Target, pack, quantize
 from krasis.pack.record import TensorSpec
@@ -24,10 +25,13 @@ def encode_plain(spec: TensorSpec, sources: list[Stored], place: Tensor, rows: r
             place[some.start : some.stop] = codec.encode(weight[some.start - first : some.stop - first])
 
 
-def encode_quantized(spec: TensorSpec, sources: list[Stored], targets: Sequence[Target], rows: range) -> Tensor:
+def encode_quantized(
+    spec: TensorSpec, sources: list[Stored], targets: Sequence[Target], rows: range, guide: Guide | None = None
+) -> Tensor:
     """Fill `rows` of a quantized matrix in every layout; float64 [blocks, 2] squares of errors and weights.
 
-    Sources that the codec holds exactly are taken as they are.
+    With a guide [blocks, 4], the same two weighted by importance after them. Sources that the codec holds exactly are
+    taken as they are, and have [1, 2] zeros.
     """
     n, k = spec.padded_shape
     kept = [recode(source, spec.codec, spec.group_size) for source in sources if isinstance(source, Coded)]
@@ -36,7 +40,9 @@ def encode_quantized(spec: TensorSpec, sources: list[Stored], targets: Sequence[
         codes, scales = [coded.codes for coded in exact], [coded.scales for coded in exact]
         pack(spec.codec, codes, scales, (n, k), spec.group_size, targets, rows=rows)
         return torch.zeros(1, 2, dtype=torch.float64)
-    return quantize(spec.codec, list(map(values, sources)), (n, k), spec.group_size, targets, rows=rows)
+    parts, importance = list(map(values, sources)), guide.importance if guide else None
+    squares = quantize(spec.codec, parts, (n, k), spec.group_size, targets, rows=rows, importance=importance)
+    return squares if guide is None or guide.shares is None else feed_back(spec, parts, targets, rows, guide)
 
 
 def values(stored: Stored) -> Tensor:

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from krasis import quant
+from krasis.convert.calibration import Guide
 from krasis.convert.encode import EXACT, encode_quantized
 from krasis.convert.encodings.stored import Coded, Stored
 from krasis.convert.pipeline import Conversion
@@ -32,11 +33,14 @@ _BF16 = 2
 
 
 class Work(NamedTuple):
-    """How a matrix is made: its codec and group size, and the codec its weights are `kept` in, none for floats."""
+    """How a matrix is made: its codec and group size, the codec its weights are `kept` in, none for floats, and
+    whether errors are `fed` back.
+    """
 
     codec: str
     group_size: int
     kept: str | None
+    fed: bool
 
 
 def estimate(conversion: Conversion, jobs: int) -> dict[str, Any]:
@@ -44,24 +48,29 @@ def estimate(conversion: Conversion, jobs: int) -> dict[str, Any]:
     they quantize a second. Quantizing and hashing count, the disk does not.
     """
     weights: dict[Work, int] = {}
-    samples: dict[Work, TensorSpec] = {}
-    for work, spec, count in _matrices(conversion):
+    samples: dict[Work, tuple[TensorSpec, str]] = {}
+    for work, spec, segment, count in _matrices(conversion):
         weights[work] = weights.get(work, 0) + count
-        samples[work] = max(spec, samples.get(work, spec), key=_weights)
-    rates = {work: rate(spec, conversion.settings.layouts, jobs, work.kept) for work, spec in samples.items()}
+        samples[work] = max((spec, segment), samples.get(work, (spec, segment)), key=lambda sample: _weights(sample[0]))
+    layouts, calibration = conversion.settings.layouts, conversion.calibration
+    guides = {w: calibration.guide(segment, 0, spec) if calibration else None for w, (spec, segment) in samples.items()}
+    rates = {work: rate(spec, layouts, jobs, work.kept, guides[work]) for work, (spec, _) in samples.items()}
     quantizing = sum(_BF16 * count / rates[work] for work, count in weights.items())
     hashing = (conversion.bytes + conversion.source_bytes) / hash_rate(jobs)
+    held = calibration.memory_bytes if calibration else 0
     return {
         "jobs": jobs,
         "seconds": quantizing + hashing,
-        "memory_bytes": BASE_BYTES + jobs * _working_set(conversion),
+        "memory_bytes": BASE_BYTES + held + jobs * _working_set(conversion),
         "rates": [
             {"codec": work.codec, "group_size": work.group_size, "bytes_per_s": found} for work, found in rates.items()
         ],
     }
 
 
-def rate(spec: TensorSpec, layouts: tuple[str, ...], jobs: int, kept: str | None = None) -> float:
+def rate(
+    spec: TensorSpec, layouts: tuple[str, ...], jobs: int, kept: str | None = None, guide: Guide | None = None
+) -> float:
     """Bytes of bfloat16 weights that `jobs` threads turn into matrices like `spec` a second, in whatever form."""
     sample = _cut(spec)
     rows, k = sample.shape
@@ -69,7 +78,7 @@ def rate(spec: TensorSpec, layouts: tuple[str, ...], jobs: int, kept: str | None
 
     def task() -> None:
         targets = [Target(layout, *map(_fresh, sections((sample,), layout))) for layout in layouts]
-        encode_quantized(sample, sources, targets, range(sample.padded_shape[0]))
+        encode_quantized(sample, sources, targets, range(sample.padded_shape[0]), guide)
 
     return _BF16 * rows * k * _rounds(task, jobs)
 
@@ -80,16 +89,18 @@ def hash_rate(jobs: int) -> float:
     return len(block) * _rounds(lambda: hashlib.sha256(block).digest(), jobs)
 
 
-def _matrices(conversion: Conversion) -> list[tuple[Work, TensorSpec, int]]:
-    """Every quantized matrix of every segment, and its weights in all records, each once whatever the layouts."""
+def _matrices(conversion: Conversion) -> list[tuple[Work, TensorSpec, str, int]]:
+    """Every quantized matrix, its segment, and its weights in all records, each once whatever the layouts."""
+    calibration = conversion.calibration
     found = []
     for file in conversion.files:
         for group, (plan, *_) in zip(file.groups, file.segments, strict=True):
             for spec, weight in zip(plan.tensors, group.records[0], strict=True):
                 if spec.quantized:
                     kept = conversion.checkpoint.kept_as(weight.sources[0])
-                    work = Work(spec.codec, spec.group_size, kept if (kept, spec.codec) in EXACT else None)
-                    found.append((work, spec, plan.count * math.prod(spec.shape)))
+                    fed = calibration is not None and calibration.feeds(plan.name, spec)
+                    work = Work(spec.codec, spec.group_size, kept if (kept, spec.codec) in EXACT else None, fed)
+                    found.append((work, spec, plan.name, plan.count * math.prod(spec.shape)))
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
+from krasis.convert.calibration import Calibration
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.planned import PlannedFile
 from krasis.convert.records import Record
@@ -17,8 +18,15 @@ class Filler:
     """Use it as a context; `advance` is called with bytes as records are done, in the calling thread."""
 
     def __init__(
-        self, checkpoint: Checkpoint, writer: PackWriter, sources: Sources, advance: Callable[[int], None], jobs: int
+        self,
+        checkpoint: Checkpoint,
+        writer: PackWriter,
+        sources: Sources,
+        advance: Callable[[int], None],
+        jobs: int,
+        calibration: Calibration | None = None,
     ) -> None:
+        self._calibration = calibration
         self._checkpoint, self._writer, self._sources, self._advance = checkpoint, writer, sources, advance
         self._stack = ExitStack()
         self._encoders, self._closers = Workers[Record | None](jobs), Workers[None](1)
@@ -50,7 +58,7 @@ class Filler:
         out = self._writer.open(file.name, file.plans)
         self._opened.callback(out.close)
         records = [
-            Record(self._checkpoint, out, plans, index, weights)
+            Record(self._checkpoint, out, plans, index, weights, self._calibration)
             for group, plans in zip(file.groups, file.segments, strict=True)
             for index, weights in enumerate(group.records)
         ]

@@ -10,9 +10,11 @@ import msgspec
 from krasis import __version__, models
 from krasis.convert import encodings
 from krasis.convert.assign import choose, plan_group
+from krasis.convert.calibration import Calibration
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.fill import Filler
 from krasis.convert.planned import PlannedFile
+from krasis.convert.presets import PRESETS
 from krasis.convert.runs import check_room
 from krasis.convert.sources import Sources, hash_file
 from krasis.convert.store import Store
@@ -29,7 +31,9 @@ from krasis.pack.writer import PackWriter, SourceNote
 class Conversion:
     """A checkpoint's way into a pack, planned: every tensor accounted for, every size known, nothing read yet."""
 
-    def __init__(self, source: Store | Path, settings: Settings, expert_codec: str | None = None) -> None:
+    def __init__(
+        self, source: Store | Path, settings: Settings, expert_codec: str | None = None, imatrix: Path | None = None
+    ) -> None:
         self.checkpoint = Checkpoint(source)
         self.settings = settings
         self.expert_codec = expert_codec
@@ -37,6 +41,11 @@ class Conversion:
         family = models.get(str(model_type))
         config = {key: value for key, value in self.checkpoint.config.items() if key != encodings.KEY}
         self.spec = _with_eos(family.parse_config(config), self.checkpoint.eos_token_ids())
+        self.calibration: Calibration | None = None
+        if imatrix is not None:
+            feedback = PRESETS[settings.preset].feedback
+            self.calibration = Calibration(imatrix, msgspec.to_builtins(self.spec), feedback=feedback)
+            self.settings = msgspec.structs.replace(settings, imatrix=self.calibration.sha256)
         files = []
         for name, groups in family.files(self.spec):
             # File by file, as a config.json may speak of any number of layers.
@@ -50,13 +59,18 @@ class Conversion:
         return sum(file.bytes for file in self.files)
 
     @property
+    def plans(self) -> list[SegmentPlan]:
+        """Every segment."""
+        return [plan for file in self.files for plan in file.plans]
+
+    @property
     def source_bytes(self) -> int:
         """Bytes of the checkpoint's shards."""
         return sum(self.checkpoint.store.size(shard) for shard in self.checkpoint.shards)
 
     def summary(self) -> dict[str, Any]:
         """What the pack will be: bytes, of which some are padding, files, and every kind of matrix with its padding."""
-        plans = [plan for file in self.files for plan in file.plans]
+        plans = self.plans
         return {
             "model_type": self.checkpoint.config["model_type"],
             "source_bytes": self.source_bytes,
@@ -92,7 +106,7 @@ class Conversion:
             check_room(checkpoint.store, uses, writer.partial, writer.need)
             with Sources(checkpoint.store, checkpoint.shards, uses, writer.sources, writer.note_source) as sources:
                 progress.start("converting", sum(file.bytes for file in left))
-                with Filler(checkpoint, writer, sources, progress.advance, jobs) as filler:
+                with Filler(checkpoint, writer, sources, progress.advance, jobs, self.calibration) as filler:
                     filler.run(left)
                 hashes = sources.hashes()
             return writer.publish(

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from krasis.convert.calibration import Calibration, Guide
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.encode import encode_plain, encode_quantized
 from krasis.errors import InputError
 from krasis.models.weight import Weight
 from krasis.native.quantize import BLOCK, Target
 from krasis.pack.file_writer import FileWriter, SegmentPlan
+from krasis.pack.record import TensorSpec
 
 PIECE = 1 << 25
 """Weights of a piece of work, about: an expert is one piece, a vocabulary's matrix many."""
@@ -31,9 +33,15 @@ class Record:
     """`weights` of the checkpoint on their way into record `index` of the segments `plans`, one a layout."""
 
     def __init__(
-        self, checkpoint: Checkpoint, out: FileWriter, plans: list[SegmentPlan], index: int, weights: tuple[Weight, ...]
+        self,
+        checkpoint: Checkpoint,
+        out: FileWriter,
+        plans: list[SegmentPlan],
+        index: int,
+        weights: tuple[Weight, ...],
+        calibration: Calibration | None = None,
     ) -> None:
-        self._checkpoint, self._out, self._plans = checkpoint, out, plans
+        self._checkpoint, self._out, self._plans, self._calibration = checkpoint, out, plans, calibration
         self._index, self._weights = index, weights
         self._places: list[dict[tuple[str, str], Tensor]] = []
         self._squares: dict[Piece, Tensor] = {}
@@ -95,7 +103,7 @@ class Record:
                     Target(plan.layout, place[spec.name, "codes"], place[spec.name, "scales"])
                     for plan, place in zip(self._plans, places, strict=True)
                 ]
-                squares = encode_quantized(spec, sources, targets, piece.rows)
+                squares = encode_quantized(spec, sources, targets, piece.rows, self._guide(spec))
                 with self._lock:
                     self._squares[piece] = squares
             else:
@@ -105,6 +113,11 @@ class Record:
             names = " or ".join(dict.fromkeys(source.name for source in weight.sources))
             raise InputError(f"{names}: {cause}", where=self._checkpoint.where) from cause
 
+    def _guide(self, spec: TensorSpec) -> Guide | None:
+        if self._calibration is None:
+            return None
+        return self._calibration.guide(self._plans[0].name, self._index, spec)
+
     def _seal(self) -> None:
         self._places = []
         for plan in self._plans:
@@ -112,7 +125,8 @@ class Record:
         for tensor, spec in enumerate(self._plans[0].tensors):
             if spec.quantized:
                 squares = [found for piece, found in self._squares.items() if piece.tensor == tensor]
-                self._out.put_error(self._plans[0].name, spec.name, self._index, relative_rms(torch.cat(squares)))
+                plain = torch.cat([found[:, :2] for found in squares])
+                self._out.put_error(self._plans[0].name, spec.name, self._index, relative_rms(plain))
 
 
 def relative_rms(squares: Tensor) -> float:

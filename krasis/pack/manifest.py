@@ -69,13 +69,23 @@ class PackFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     segments: Annotated[tuple[Segment, ...], Meta(min_length=1, max_length=1024)]
 
 
+PresetName = Literal["fast", "balanced", "best"]
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How the pack was quantized: bits of experts and dense matrices, group size, layouts written."""
+    """How the pack was quantized: bits of experts and dense matrices, group size, layouts written.
+
+    Of INT4 experts: the preset, the codec and group size of w2 where they are its own, and the hash of the imatrix.
+    """
 
     expert_bits: Literal[4, 8, 16]
     dense_bits: Literal[8, 16]
     group_size: GroupSize
     layouts: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=16)]
+    preset: PresetName = "fast"
+    w2_codec: Word | None = None
+    w2_group_size: GroupSize | None = None
+    imatrix: Sha256 | None = None
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

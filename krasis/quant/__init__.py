@@ -7,7 +7,7 @@ import typing
 from krasis.errors import InputError
 from krasis.quant.codec import Codec
 
-_SHARED = {"cast", "codec", "groups", "treesum"}
+_SHARED = {"cast", "codec", "feedback", "groups", "treesum"}
 
 
 def names() -> list[str]:

@@ -9,13 +9,17 @@ from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
 from krasis.runtime.machine import available_ram
+from krasis.runtime.moments import Moments, left_beside, moe_shapes
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
 
 class Engine:
-    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes."""
+    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes.
+
+    `trace` counts what the router chooses, `moments` sums the squares of what experts are given.
+    """
 
     def __init__(
         self,
@@ -26,15 +30,19 @@ class Engine:
         kv: KvDtype | None = None,
         layout: str | None = None,
         trace: bool = False,
+        moments: bool = False,
     ) -> None:
         self.spec, self.backend = read_spec(pack), backend
         self._kv = kv or backend.kv
         self._family = models.get(str(pack.manifest.model["model_type"]))
         check_pack(pack, self._family, self.spec)
         self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, (layout,) if layout else backend.layouts)
-        self.notes = planning.check(self.plan, available_ram())
+        shapes = moe_shapes(pack, self._family.moe_layers(self.spec)) if moments else {}
+        self.notes = planning.check(self.plan, left_beside(shapes, available_ram()))
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
-        self.model = self._family.build(self.spec, PackWeights(pack, backend, layout=layout, tracer=self.tracer))
+        self.moments = Moments(shapes) if moments else None
+        weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
+        self.model = self._family.build(self.spec, weights)
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""

@@ -9,6 +9,7 @@ from krasis.pack.reader import Pack
 from krasis.runtime.backend import Backend, PackedMatrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
 from krasis.runtime.heads import PackedHeads
+from krasis.runtime.moments import Moments
 from krasis.runtime.tracer import Tracer
 
 PLAIN = "plain"
@@ -18,9 +19,15 @@ class PackWeights:
     """Implements `krasis.models.family.Weights`. `layout` forces one; else the backend's best that the pack has."""
 
     def __init__(
-        self, pack: Pack, backend: Backend, *, layout: str | None = None, tracer: Tracer | None = None
+        self,
+        pack: Pack,
+        backend: Backend,
+        *,
+        layout: str | None = None,
+        tracer: Tracer | None = None,
+        moments: Moments | None = None,
     ) -> None:
-        self._pack, self._backend, self._tracer = pack, backend, tracer
+        self._pack, self._backend, self._tracer, self._moments = pack, backend, tracer, moments
         self._wanted = (layout,) if layout else backend.layouts
 
     def tensor(self, segment: str, name: str) -> Tensor:
@@ -43,8 +50,12 @@ class PackWeights:
             )
             return w13, w2
 
-        experts = RoutedExperts(load, activation)
-        return experts if self._tracer is None else _traced(experts, int(segment.split(".")[1]), self._tracer)
+        layer = int(segment.split(".")[1])
+        if self._moments is None:
+            experts: Experts = RoutedExperts(load, activation)
+        else:
+            experts = self._moments.watch(layer, load, lambda watched: RoutedExperts(watched, activation))
+        return experts if self._tracer is None else _traced(experts, layer, self._tracer)
 
     def _matrices(self, segment: str, index: int) -> dict[str, PackedMatrix]:
         layout = self._layout(segment)

@@ -45,7 +45,7 @@ MATRIX = {
 }
 VERIFY = {"ok", "bytes", "broken", "root_hash", "seconds", "bytes_per_s"}
 EVAL = {"nll", "tokens", "files", "path", "device"}
-PROFILE_HEAT = {"tokens", "held_out_tokens", "layers", "coverage", "profile"}
+PROFILE_HEAT = {"tokens", "held_out_tokens", "layers", "coverage", "profile", "imatrix"}
 RUN = {
     "text",
     "token_ids",
@@ -123,7 +123,8 @@ def test_inspect(krasis, converted, demo):
     assert (found["model_type"], found["layers"], found["experts"]) == ("qwen3_moe", 4, 16)
     assert (found["expert_bits"], found["dense_bits"], found["group_size"]) == (4, 8, 128)
     assert found["layouts"] == ["marlin", "cpu"]
-    assert found["settings"] == {"expert_bits": 4, "dense_bits": 8, "group_size": 128, "layouts": ["marlin", "cpu"]}
+    asked = {"expert_bits": 4, "dense_bits": 8, "group_size": 128, "layouts": ["marlin", "cpu"], "preset": "fast"}
+    assert found["settings"] == asked | dict.fromkeys(("w2_codec", "w2_group_size", "imatrix"))
     assert sum(found["sizes"].values()) == found["total_bytes"] > found["padding_bytes"] > 0
     sources = {entry["name"]: entry["sha256"] for entry in found["source"]}
     assert sources == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in demo.glob("*.safetensors")}
@@ -190,7 +191,35 @@ def test_profile_heat_to_a_file_leaves_the_pack_alone(krasis, demo_pack, texts, 
     found = krasis("profile-heat", demo_pack(), "--text", texts[0], "--tokens", 2048, "--out", out, "--json").json
     assert found["profile"] == str(out)
     assert out.is_file()
+    assert found["imatrix"] is None
     assert not (demo_pack() / "heat").exists()
+
+
+def test_an_imatrix_of_one_pack_makes_another(krasis, demo, demo_pack, texts, tmp_path):
+    imatrix, heat, pack = tmp_path / "demo.imatrix", tmp_path / "heat.json.zst", tmp_path / "pack"
+    arguments = ("--text", *texts, "--tokens", 2048, "--out", heat, "--imatrix", imatrix, "--json")
+    assert krasis("profile-heat", demo_pack(), *arguments).json["imatrix"] == str(imatrix)
+    krasis("convert", demo, pack, "--imatrix", imatrix)
+    settings = json.loads((pack / "manifest.json").read_bytes())["settings"]
+    sha256 = hashlib.sha256(imatrix.read_bytes()).hexdigest()
+    found = {key: settings[key] for key in ("preset", "w2_codec", "w2_group_size", "imatrix")}
+    assert found == {"preset": "balanced", "w2_codec": None, "w2_group_size": 32, "imatrix": sha256}
+
+
+@pytest.mark.parametrize(
+    ("flags", "w2"),
+    [
+        ((), ("int4", 128)),
+        (("--preset", "balanced"), ("int4", 32)),
+        (("--preset", "best"), ("int8", 128)),
+        (("--preset", "best", "--w2-group-size", 32), ("int8", 32)),
+        (("--preset", "balanced", "--w2-codec", "int8", "--group-size", 64), ("int8", 32)),
+        (("--w2-codec", "int8", "--group-size", 64), ("int8", 64)),
+    ],
+)
+def test_flags_of_w2_override_the_preset(krasis, demo, tmp_path, flags, w2):
+    matrices = krasis("convert", demo, tmp_path / "pack", *flags, "--dry-run", "--json").json["matrices"]
+    assert [(m["codec"], m["group_size"]) for m in matrices if m["kind"] == "experts.w2"] == [w2]
 
 
 def test_run(krasis, run_tokens):

@@ -18,7 +18,7 @@ def measured(monkeypatch):
     """Rates that are set, not measured; (codec, codec kept from the checkpoint) of each that was asked for."""
     asked = []
 
-    def rate(spec, layouts, jobs, kept):
+    def rate(spec, layouts, jobs, kept, guide):
         assert layouts == SETTINGS.layouts
         asked.append((spec.codec, kept))
         return jobs * (1e6 if spec.codec == "int8" else 5e5)

@@ -50,9 +50,16 @@ WAYS = {
     "int4 g128": {"expert_codec": "int4"},
     "int8 g64": {"expert_bits": 8, "group_size": 64},
     "kept g32": {"group_size": 32},
+    "w2 g32": {"expert_codec": "int4", "w2_group_size": 32},
+    "w2 int8": {"expert_codec": "int4", "w2_codec": "int8"},
 }
 # Groups of 64 fit where 128 does not, and only one model keeps its experts.
-ONLY = {"int8 g64": ("deepseek-v2-lite", "gpt-oss-120b"), "kept g32": ("gpt-oss-120b",)}
+ONLY = {
+    "int8 g64": ("deepseek-v2-lite", "gpt-oss-120b"),
+    "kept g32": ("gpt-oss-120b",),
+    "w2 g32": ("deepseek-v2-lite",),
+    "w2 int8": ("gpt-oss-120b",),
+}
 CASES = [(path, way) for path in CONFIGS for way in WAYS if path.stem in ONLY.get(way, path.stem)]
 
 
@@ -128,10 +135,11 @@ def check_products(spec, arrays_of, backend):
     size=st.integers(1, 200),
     codec=st.sampled_from(["int4", "int8", "mxfp4"]),
     group_size=st.sampled_from([32, 64, 128]),
+    w2=st.one_of(st.none(), st.builds(Choice, st.sampled_from(["int4", "int8"]), st.sampled_from([32, 64, 128]))),
     biased=st.booleans(),
     seed=st.integers(0, 1 << 30),
 )
-def test_odd_shapes(hidden, size, codec, group_size, biased, seed):
+def test_odd_shapes(hidden, size, codec, group_size, w2, biased, seed):
     names = ["gate", "up", "down", "gate_bias", "up_bias", "down_bias"]
     gate, up, down, gate_bias, up_bias, down_bias = map(Source, names)
     weights = (
@@ -142,7 +150,7 @@ def test_odd_shapes(hidden, size, codec, group_size, biased, seed):
     )
     weights = weights if biased else weights[:2]
     group = Group("layers.0.experts", "expert", (weights,))
-    choice = Choice(codec, 32 if codec == "mxfp4" else group_size)
+    choice = Choice(codec, 32 if codec == "mxfp4" else group_size, w2)
     plans = plan_group(group, choice, LAYOUTS, lambda source: torch.float32)
     generator = torch.Generator().manual_seed(seed)
     loaded = {w.name: [torch.randn(w.shape, generator=generator) for _ in w.sources] for w in weights}

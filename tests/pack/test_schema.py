@@ -11,7 +11,7 @@ from krasis.heat.profile import HeatProfile, LayerHeat
 from krasis.pack.manifest import Origin
 
 
-@pytest.mark.parametrize("name", ["pack-v1.schema.json", "heat-v1.schema.json"])
+@pytest.mark.parametrize("name", ["pack-v1.schema.json", "heat-v1.schema.json", "imatrix-v1.schema.json"])
 def test_committed_schema_is_the_generated_one(formats, name):
     generate = runpy.run_path(str(formats / "schemas.py"))["generate"]
     text = (formats / name).read_text()
