@@ -111,7 +111,7 @@ def errors_of(codec: str, weight: Tensor, quantized: Quantized, importance: Tens
         near = numbers.float() * steps
 
         def scaled(value: Tensor) -> Tensor:
-            return value / (unit * unit)
+            return value * (1 / (unit * unit))
 
     else:
         unit = power_of_two(groups.abs().amax(2, keepdim=True))[0].squeeze(2).double()

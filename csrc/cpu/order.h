@@ -82,11 +82,9 @@ template <class Isa> struct Order {
         for (int k = 0; k < size; k += 16) {
             uint32_t *tile = codes + ((at.group * size + k) / 16 * at.blocks + at.block) * 256;
             marlin_tile<8>(pairs, k, [tile](const auto &even, const auto &odd, int c, int first) {
-                uint32_t *words = tile + 2 * (16 * c + first);
-                for (int i = 0; i < Isa::kLanes; i++) {
-                    words[2 * i] = even[i];
-                    words[2 * i + 1] = odd[i];
-                }
+                typename Isa::Words words[2];
+                Isa::interleave(words, even, odd);
+                memcpy(tile + 2 * (16 * c + first), words, sizeof words);
             });
         }
     }
