@@ -93,7 +93,7 @@ def test_a_partial_pack_of_another_job_is_dropped(demo, conversion, whole, tmp_p
 
 
 def test_an_existing_pack_is_kept_unless_forced(conversion, whole, convert, demo, tmp_path):
-    path = convert(demo, tmp_path / "pack", 16, 16)
+    path = convert(demo, tmp_path / "pack", expert_bits=16, dense_bits=16)
     before = hashes(path)
     with pytest.raises(UsageError, match=r"the destination exists.*--force"):
         conversion.run(path, StopAfter(1 << 40))

@@ -90,7 +90,7 @@ def test_a_kill_before_any_change_leaves_no_half_pack(small, root, crashed):
 
 
 def test_a_kill_while_replacing_leaves_the_old_the_new_or_none(small, root, crashed, convert, tmp_path):
-    old = convert(small, tmp_path / "old", 16, 16)
+    old = convert(small, tmp_path / "old", expert_bits=16, dense_bits=16)
     for folder in crashed(old):
         assert root_at(folder / "pack.partial") is None
         assert root_at(folder / "pack") in (None, root_at(old), root)

@@ -53,7 +53,7 @@ VARIANTS = {
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_random_weights_match_transformers(changes, device, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", **changes)
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", 16, 16), device, context=128, kv="f32")
+    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 

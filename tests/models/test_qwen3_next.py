@@ -74,7 +74,7 @@ def made(folder, rate=-3.0, **changes):
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_random_weights_match_transformers(changes, device, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", **changes)
-    check(model, convert(tmp_path / "hub", tmp_path / "pack", 16, 16), device, open_engine)
+    check(model, convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, open_engine)
 
 
 def check(model, pack, device, open_engine):
@@ -88,7 +88,7 @@ def check(model, pack, device, open_engine):
 def test_memories_long_and_short(rate, device, tmp_path, convert, open_engine):
     # What a short memory holds for a random query is near 0, and a smaller eps would blow up its rounding.
     model = made(tmp_path / "hub", rate, rms_norm_eps=1e-3)
-    check(model, convert(tmp_path / "hub", tmp_path / "pack", 16, 16), device, open_engine)
+    check(model, convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, open_engine)
 
 
 def test_sequences_do_not_touch_each_other(example, exact_pack, open_engine):
