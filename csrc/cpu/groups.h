@@ -85,6 +85,7 @@ template <class Isa> struct Reader {
     static bool find_peak(Group<Isa> &group) {
         const Words sign_off = Words{} + 0x7fffffff;
         Words positive{}, negative{};
+#pragma GCC unroll 8
         for (int k = 0; k < group.size; k++) {
             positive = Isa::max(positive, (Words)group.weights[k]);
             negative = Isa::max_unsigned(negative, (Words)group.weights[k]);
