@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from krasis import __version__
+from krasis.convert.compare import INT4_TOLERANCE
 from krasis.pack.reader import Pack
 
 CONVERT = {"pack", "root_hash", "bytes", "seconds"}
@@ -152,7 +153,7 @@ def test_verify_against_the_checkpoint(jobs, krasis, converted, demo):
     assert against.keys() == {"tensors", "wrong", "changed_files", "worst"}
     assert (against["wrong"], against["changed_files"]) == ({}, [])
     stated = max(matrix["worst_rel_rms_error"] for matrix in krasis("inspect", converted, "--json").json["matrices"])
-    assert against["worst"][0]["rel_rms_error"] == pytest.approx(stated, rel=1e-9)
+    assert against["worst"][0]["rel_rms_error"] == pytest.approx(stated, abs=INT4_TOLERANCE)
 
 
 def test_eval(krasis, converted, texts):

@@ -132,5 +132,7 @@ def test_end_tokens_that_are_none(ids, hub, refused):
 
 def test_end_tokens_of_both_configs_count(hub, convert, tmp_path):
     edit(hub / "generation_config.json", eos_token_id=[0, 7])
-    manifest = json.loads((convert(hub, tmp_path / "pack", expert_bits=16, dense_bits=16) / "manifest.json").read_text())
+    manifest = json.loads(
+        (convert(hub, tmp_path / "pack", expert_bits=16, dense_bits=16) / "manifest.json").read_text()
+    )
     assert manifest["model"]["eos_token_ids"] == [0, 7]

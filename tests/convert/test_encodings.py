@@ -84,7 +84,7 @@ def test_compressed_int4_is_kept_bit_for_bit(stored, group_size, bits, plain, co
     found, decoded = compress(tensors, stored)
     strategy = {"group_size": stored} if stored else {"strategy": "channel", "group_size": None}
     hub = encoded.write(tmp_path / "hub", config, found, encoded.compressed(**strategy))
-    pack = Pack(convert(hub, tmp_path / "pack", bits, group_size=group_size))
+    pack = Pack(convert(hub, tmp_path / "pack", expert_bits=bits, group_size=group_size))
     prefix = "model.layers.2."
     gate, up, down = (decoded[f"{prefix}mlp.experts.5.{part}_proj.weight"] for part in ("gate", "up", "down"))
     exact = {"w13": torch.cat((gate, up))} | ({"w2": down} if stored != 128 else {})
@@ -118,7 +118,7 @@ def test_a_checkpoint_with_its_experts_alone_compressed(plain, convert, tmp_path
     found, decoded = compress(experts, 32)
     rest = {name: tensor for name, tensor in tensors.items() if name not in experts}
     hub = encoded.write(tmp_path / "hub", config, rest | found, encoded.compressed())
-    pack = Pack(convert(hub, tmp_path / "pack", 4, group_size=32, layouts=("cpu",)))
+    pack = Pack(convert(hub, tmp_path / "pack", group_size=32, layouts=("cpu",)))
     weight = decoded["model.layers.2.mlp.experts.0.down_proj.weight"]
     assert torch.equal(matrix(pack, EXPERT, "w2"), weight)
     assert all(pack.manifest.errors["layers.2.dense.q"])

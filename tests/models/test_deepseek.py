@@ -60,7 +60,9 @@ CASES = [("DeepseekV2", V2[name], name) for name in V2] + [("DeepseekV3", V3[nam
 def test_random_weights_match_transformers(kind, changes, device, tmp_path, convert, open_engine):
     config = getattr(transformers, f"{kind}Config")(**ODD | changes)
     model = random_model(getattr(transformers, f"{kind}ForCausalLM"), config, tmp_path / "hub")
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
+    engine = open_engine(
+        convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32"
+    )
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 

@@ -54,7 +54,9 @@ VARIANTS = {
 def test_random_weights_match_transformers(changes, device, tmp_path, convert, open_engine):
     config = transformers.Glm4MoeConfig(**ODD | changes)
     model = random_model(transformers.Glm4MoeForCausalLM, config, tmp_path / "hub")
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
+    engine = open_engine(
+        convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32"
+    )
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 

@@ -60,7 +60,9 @@ def made(folder, **changes):
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_random_weights_match_transformers(changes, device, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", **changes)
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
+    engine = open_engine(
+        convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32"
+    )
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 
@@ -70,7 +72,9 @@ def test_random_weights_match_transformers(changes, device, tmp_path, convert, o
 def test_what_a_window_no_longer_needs_is_dropped(window, device, tmp_path, convert, open_engine, monkeypatch):
     monkeypatch.setattr(plan, "PREFILL_CHUNK", 4)
     model = made(tmp_path / "hub", sliding_window=window)
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
+    engine = open_engine(
+        convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32"
+    )
     for chunk in (70, 3, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 
@@ -89,7 +93,7 @@ def quantize_like_krasis(model, expert_codec, group_size):
 def test_padding_changes_nothing(bits, group_size, layout, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub")
     quantize_like_krasis(model, quant.get(f"int{bits}"), group_size)
-    pack = convert(tmp_path / "hub", tmp_path / "pack", bits, 8, group_size)
+    pack = convert(tmp_path / "hub", tmp_path / "pack", expert_bits=bits, group_size=group_size)
     engine = open_engine(pack, "reference", context=128, layout=layout)
     assert difference(chunked_logits(engine, IDS, 128), judged(model, IDS)) < TOLERANCE
 

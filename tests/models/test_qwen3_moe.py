@@ -53,7 +53,9 @@ VARIANTS = {
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_random_weights_match_transformers(changes, device, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", **changes)
-    engine = open_engine(convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32")
+    engine = open_engine(
+        convert(tmp_path / "hub", tmp_path / "pack", expert_bits=16, dense_bits=16), device, context=128, kv="f32"
+    )
     for chunk in (128, 16, 1):
         assert difference(chunked_logits(engine, IDS, chunk), judged(model, IDS)) < TOLERANCE
 
@@ -72,6 +74,6 @@ def quantize_like_krasis(model, expert_codec, group_size):
 def test_padding_changes_nothing(bits, group_size, layout, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", mlp_only_layers=[1])
     quantize_like_krasis(model, quant.get(f"int{bits}"), group_size)
-    pack = convert(tmp_path / "hub", tmp_path / "pack", bits, 8, group_size)
+    pack = convert(tmp_path / "hub", tmp_path / "pack", expert_bits=bits, group_size=group_size)
     engine = open_engine(pack, "reference", context=128, layout=layout)
     assert difference(chunked_logits(engine, IDS, 128), judged(model, IDS)) < TOLERANCE

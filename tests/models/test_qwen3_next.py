@@ -114,6 +114,6 @@ def quantize_like_krasis(model, expert_codec, group_size):
 def test_padding_changes_nothing(bits, group_size, layout, tmp_path, convert, open_engine):
     model = made(tmp_path / "hub", mlp_only_layers=[1])
     quantize_like_krasis(model, quant.get(f"int{bits}"), group_size)
-    pack = convert(tmp_path / "hub", tmp_path / "pack", bits, 8, group_size)
+    pack = convert(tmp_path / "hub", tmp_path / "pack", expert_bits=bits, group_size=group_size)
     engine = open_engine(pack, "reference", context=150, layout=layout)
     assert difference(chunked_logits(engine, IDS, 150), judged(model, IDS)) < TOLERANCE
