@@ -1,6 +1,5 @@
 """The native quantizer against the reference, bit for bit: codec x group x layout x instruction set x ragged shape."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch.nn import functional
 
 from krasis import layout as layouts
 from krasis import quant
-from krasis.errors import InputError, KrasisError
 from krasis.layout import marlin
 from krasis.native import cpu
 from krasis.native.quantize import BLOCK, Target, pack, quantize
@@ -111,7 +109,7 @@ def errors_of(codec: str, weight: Tensor, quantized: Quantized, importance: Tens
         near = numbers.float() * steps
 
         def scaled(value: Tensor) -> Tensor:
-            return value / (unit * unit)
+            return value * (1 / (unit * unit))
 
     else:
         unit = power_of_two(groups.abs().amax(2, keepdim=True))[0].squeeze(2).double()
@@ -212,18 +210,6 @@ def test_special_values(codec: str, group: int, isa: str) -> None:
     check([extremes().bfloat16().clamp(-1.5e38, 1.5e38)], codec, group, isa, importance_of(128))
 
 
-@every_isa
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_weights_that_are_not_finite_are_refused(codec: str, dtype: torch.dtype, isa: str) -> None:
-    targets = empty_targets(codec, (128, 128), 32)
-    for bad in (torch.nan, -torch.nan, torch.inf, -torch.inf, *((2.0**127,) if dtype != torch.float16 else ())):
-        part = weights(70, 77).clamp(-100, 100).to(dtype)
-        part[69, 76] = bad
-        with pytest.raises(InputError, match="1 of 5390 weights are NaN"):
-            quantize(codec, [part], (128, 128), 32, targets, isa=isa)
-
-
 @pytest.mark.parametrize("family", sorted(path.name for path in MODELS.iterdir()))
 def test_weights_of_trained_models(family: str) -> None:
     isa = cpu.best_isa()
@@ -264,63 +250,3 @@ def test_dequantized_weights_come_back_and_leave_no_error() -> None:
     errors = quantize("int4", [quant.get("int4").dequantize(exact)], (64, 256), 32, targets)
     assert errors[0, 0] < 1e-8 * errors[0, 1]
     assert_holds(targets, "int4", exact)
-
-
-def a_call(**changes: object) -> Callable[[], object]:
-    part = torch.zeros(64, 128)
-    arguments = {"codec": "int4", "parts": [part], "padded": (64, 128), "group_size": 32}
-    arguments |= {"targets": empty_targets("int4", (64, 128), 32)} | changes
-    return lambda: quantize(**arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"codec": "bf16"},
-        {"codec": "int3"},
-        {"parts": []},
-        {"parts": [torch.zeros(64, 128), torch.zeros(64, 127)]},
-        {"parts": [torch.zeros(64, 128), torch.zeros(64, 128).bfloat16()]},
-        {"parts": [torch.zeros(64, 128, dtype=torch.int32)]},
-        {"parts": [torch.zeros(65, 128)]},
-        {"parts": [torch.zeros(33, 128), torch.zeros(32, 128)]},
-        {"parts": [torch.zeros(4, 128)] * 3},
-        {"parts": [torch.zeros(64, 129)]},
-        {"parts": [torch.zeros(64)]},
-        {"padded": (64, 192)},
-        {"padded": (128, 128)},
-        {"group_size": 48},
-        {"group_size": 64},
-        {"targets": []},
-        {"rows": range(0, 65)},
-        {"rows": range(32, 64)},
-        {"rows": range(0, 128)},
-        {"rows": range(0, 64, 2)},
-        {"importance": torch.ones(127)},
-        {"importance": torch.ones(128).double()},
-        {"importance": -torch.ones(128)},
-        {"importance": torch.full((128,), torch.inf)},
-    ],
-    ids=str,
-)
-def test_what_does_not_belong_together_is_refused(changes: dict[str, object]) -> None:
-    a_call()()
-    with pytest.raises(InputError):
-        a_call(**changes)()
-
-
-def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KrasisError, match="unknown instruction set 'avx9'"):
-        a_call(isa="avx9")()
-    monkeypatch.setattr(cpu, "ISAS", (*cpu.ISAS, "avx9"))
-    with pytest.raises(KrasisError, match="lacks the instruction set"):
-        a_call(isa="avx9")()
-    monkeypatch.setenv(cpu.ISA_VARIABLE, "avx9")
-    with pytest.raises(KrasisError, match="lacks the instruction set"):
-        a_call()()
-
-
-def test_status_of_bad_pointers() -> None:
-    library = cpu.cpu_library()
-    assert library.krasis_quantize(0, None, None, 0, 0, None) == 1
-    assert library.krasis_pack(0, None, 0, None, 0, 0) == 1

@@ -94,9 +94,15 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_every_matrix_has_its_spread_and_all_layouts_hold_the_same(way, any_family, make):
-    pack = Pack(make(any_family, **way))
+# Families differ in their tensors, ways in what becomes of them.
+CASES = [(family, "int4") for family in models.names()] + [
+    (family, way) for family in ("gpt_oss", "qwen3_next") for way in WAYS if way != "int4"
+]
+
+
+@pytest.mark.parametrize(("family", "way"), CASES)
+def test_every_matrix_has_its_spread_and_all_layouts_hold_the_same(family, way, make):
+    pack = Pack(make(family, **WAYS[way]))
     layers = pack.manifest.model["num_layers"]
     assert all(matches for _, _, matches in pack.verify())
     for name, have in pack.layouts_of.items():
@@ -161,6 +167,38 @@ def test_no_two_experts_are_equal_and_nothing_depends_on_threads(make):
     assert first.manifest.files == Pack(make("qwen3_moe", seed=0, jobs=5)).manifest.files
     theirs = {digest for _, s in other_seed.manifest.segments() for digest in s.sha256}
     assert not theirs.intersection(hashes)
+
+
+def test_every_token_has_an_embedding_of_its_own(make):
+    embed = Pack(make("qwen3_moe", seed=1)).arrays("base", "plain")["embed", "values"].float()
+    assert len(torch.unique(embed, dim=0)) == len(embed) == 4096
+    assert embed[:, 1:].std() == pytest.approx(1, abs=0.02)
+
+
+class Interrupted(Silent):
+    """Progress that ends the work once most of it is done."""
+
+    def start(self, task, total_bytes):
+        self.left = 0.7 * total_bytes
+
+    def advance(self, done_bytes):
+        self.left -= done_bytes
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_a_partial_pack_is_continued(config, make, tmp_path):
+    whole = make("qwen3_moe", seed=1)
+    source = FileHash("config.json", 1, "0" * 64)
+    synthesis = Synthesis(config("qwen3_moe"), Recipe(Pack(whole).manifest.settings, seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        synthesis.run(tmp_path / "pack", source, Interrupted(), jobs=2)
+    assert not (tmp_path / "pack").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "pack.partial").glob("layer-*.bin")}
+    assert kept
+    manifest = synthesis.run(tmp_path / "pack", source, Silent(), jobs=2)
+    assert manifest.root == Pack(whole).manifest.root
+    assert all((tmp_path / "pack" / path.name).stat().st_mtime_ns == time for path, time in kept.items())
 
 
 def test_the_pack_says_that_it_is_made_up(make):

@@ -128,12 +128,12 @@ template <class Isa> struct EncodeInt4 : Encoding<Isa> {
 
     static void store(Encoded<Isa> &encoded, const Integers &in, Fit fit, Floats step, Floats factor) {
         for (int i = 0; i < Isa::kLanes; i++) {
-            const double s = step[i], square = (double)factor[i] * factor[i];
+            const double s = step[i], unit = 1 / ((double)factor[i] * factor[i]);
             const double energy = in.high[i] * 65536.0 + in.low[i];
             const double error = energy - 2 * s * fit.a[i] + s * s * fit.b[i];
-            encoded.energy[i] = energy / square;
+            encoded.energy[i] = energy * unit;
             // An error of nothing may be rounded to less.
-            encoded.error[i] = error > 0 ? error / square : 0;
+            encoded.error[i] = error > 0 ? error * unit : 0;
         }
     }
 
@@ -147,9 +147,9 @@ template <class Isa> struct EncodeInt4 : Encoding<Isa> {
             add(error.odd, energy.odd, in.v[p] >> 16, q >> 16, step, importance.relative[2 * p + 1]);
         }
         for (int i = 0; i < Isa::kLanes; i++) {
-            const double square = (double)factor[i] * factor[i];
-            encoded.weighted_error[i] = error.total()[i] / square * importance.largest;
-            encoded.weighted_energy[i] = energy.total()[i] / square * importance.largest;
+            const double unit = 1 / ((double)factor[i] * factor[i]);
+            encoded.weighted_error[i] = error.total()[i] * unit * importance.largest;
+            encoded.weighted_energy[i] = energy.total()[i] * unit * importance.largest;
         }
     }
 

@@ -145,12 +145,21 @@ template <class Isa, class Codec> struct Block {
         const int64_t left = work.weights.columns * bytes() - first;
         const int64_t have = left < 0 ? 0 : left < kStage ? left : kStage;
         for (int i = 0; i < kBlock; i++) {
-            const int64_t known = rows[i] ? have : 0;
-            if (known)
-                memcpy(stage[i], rows[i] + first, known);
-            memset(stage[i] + known, 0, kStage - known);
-            for (int64_t line = kStage; known && line < 2 * kStage && line < left; line += 64)
-                __builtin_prefetch(rows[i] + first + line, 0, 2);
+            if (rows[i] && have == kStage) {
+                copy_stage(stage[i], rows[i] + first);
+                continue;
+            }
+            memset(stage[i], 0, kStage);
+            for (int64_t byte = 0; rows[i] && byte < have; byte++)
+                stage[i][byte] = rows[i][first + byte];
+        }
+    }
+
+    // While what comes next in the row is fetched.
+    static void copy_stage(char *to, const char *row) {
+        for (int byte = 0; byte < kStage; byte += 64) {
+            __builtin_prefetch(row + kStage + byte, 0, 2);
+            memcpy(to + byte, row + byte, 64);
         }
     }
 

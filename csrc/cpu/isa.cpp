@@ -21,9 +21,7 @@ unsigned saved_state() {
     return low;
 }
 
-} // namespace
-
-int best_isa() {
+int detect() {
     unsigned a, b, c, d;
     constexpr unsigned needed = kOsSavesState | kFma;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed)
@@ -35,6 +33,13 @@ int best_isa() {
     return wide ? KRASIS_ISA_AVX512 : KRASIS_ISA_AVX2;
 }
 
+} // namespace
+
+int best_isa() {
+    // Asking a virtual processor takes tens of microseconds.
+    static const int best = detect();
+    return best;
+}
 #else
 int best_isa() { return KRASIS_ISA_SCALAR; }
 #endif

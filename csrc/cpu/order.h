@@ -45,48 +45,47 @@ template <class Isa> struct Order {
         }
     }
 
-    // 32 k at once, two tiles deep. `words` are [Words][2][8], the last 8 columns c; a tile is [8][Words].
-    template <int Words>
-    static void turn(uint32_t *codes, const uint32_t (&words)[Words][16], int64_t k, const Place &at) {
-        constexpr int kLanes = Isa::kLanes;
-        for (int first = 0; first < Words; first += kLanes)
-            for (int column = 0; column < 16; column += kLanes) {
-                typename Isa::Words square[kLanes];
-                for (int i = 0; i < kLanes; i++)
-                    memcpy(square + i, words[first + i] + column, sizeof square[i]);
-                Isa::transpose(square);
-                for (int i = 0; i < kLanes; i++) {
-                    const int64_t tile = (k / 16 + (column + i) / 8) * at.blocks + at.block;
-                    memcpy(codes + (tile * 8 + (column + i) % 8) * Words + first, square + i, sizeof square[i]);
+    // A tile is [c][p][w] words, with h inside the word, or after w. Of rows (p, w) and columns (h, c), squares are turned
+    // into rows c, and those of both h handed to `store`(words of h = 0, of h = 1, c, first of p and w).
+    template <int Bits, class Store> static void marlin_tile(const Pairs &pairs, int k, const Store &store) {
+        using Words = typename Isa::Words;
+        constexpr int kLanes = Isa::kLanes, kColumns = kLanes < 8 ? kLanes : 8;
+        for (int first = 0; first < 16; first += kLanes)
+            for (int column = 0; column < 8; column += kColumns) {
+                Words square[2 * kColumns];
+                for (int half = 0; half < 2 * kColumns / kLanes; half++) {
+                    for (int i = 0; i < kLanes; i++) {
+                        const int p = k / 2 + (first + i) / 4, n = (first + i) % 4 * 16 + 8 * half + column;
+                        Words low, high;
+                        memcpy(&low, pairs[p] + n, sizeof low);
+                        memcpy(&high, pairs[p + 4] + n, sizeof high);
+                        square[half * kLanes + i] = low | high << Bits;
+                    }
+                    Isa::transpose(square + half * kLanes);
                 }
+                for (int i = 0; i < kColumns; i++)
+                    store(square[i], square[kColumns + i], column + i, first);
             }
     }
 
     static void marlin4(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
-        for (int k = 0; k < size; k += 32) {
-            alignas(64) uint32_t words[16][16]; // [p][w]
-            for (int t = 0; t < 2; t++)
-                for (int p = 0; p < 4; p++) {
-                    const uint32_t *low = pairs[k / 2 + 8 * t + p], *high = pairs[k / 2 + 8 * t + p + 4];
-                    for (int w = 0; w < 4; w++, low += 16, high += 16)
-                        for (int c = 0; c < 8; c++)
-                            words[4 * p + w][8 * t + c] = low[c] | high[c] << 4 | low[8 + c] << 8 | high[8 + c] << 12;
-                }
-            turn(codes, words, at.group * size + k, at);
+        for (int k = 0; k < size; k += 16) {
+            uint32_t *tile = codes + ((at.group * size + k) / 16 * at.blocks + at.block) * 128;
+            marlin_tile<4>(pairs, k, [tile](const auto &even, const auto &odd, int c, int first) {
+                const auto words = even | odd << 8;
+                memcpy(tile + 16 * c + first, &words, sizeof words);
+            });
         }
     }
 
     static void marlin8(uint32_t *codes, const Pairs &pairs, int size, const Place &at) {
-        for (int k = 0; k < size; k += 32) {
-            alignas(64) uint32_t words[32][16]; // [p][w][h]
-            for (int t = 0; t < 2; t++)
-                for (int p = 0; p < 4; p++) {
-                    const uint32_t *low = pairs[k / 2 + 8 * t + p], *high = pairs[k / 2 + 8 * t + p + 4];
-                    for (int w = 0; w < 8; w++, low += 8, high += 8)
-                        for (int c = 0; c < 8; c++)
-                            words[8 * p + w][8 * t + c] = low[c] | high[c] << 8;
-                }
-            turn(codes, words, at.group * size + k, at);
+        for (int k = 0; k < size; k += 16) {
+            uint32_t *tile = codes + ((at.group * size + k) / 16 * at.blocks + at.block) * 256;
+            marlin_tile<8>(pairs, k, [tile](const auto &even, const auto &odd, int c, int first) {
+                typename Isa::Words words[2];
+                Isa::interleave(words, even, odd);
+                memcpy(tile + 2 * (16 * c + first), words, sizeof words);
+            });
         }
     }
 

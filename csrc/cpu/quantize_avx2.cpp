@@ -31,6 +31,13 @@ struct Lanes {
         }
     }
 
+    static void interleave(Words *to, Words a, Words b) {
+        const __m256i low = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
+        const __m256i high = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+        to[0] = (Words)_mm256_permute2x128_si256(low, high, 0x20);
+        to[1] = (Words)_mm256_permute2x128_si256(low, high, 0x31);
+    }
+
     static Words max(Words a, Words b) { return (Words)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 
     static Words max_unsigned(Words a, Words b) { return (Words)_mm256_max_epu32((__m256i)a, (__m256i)b); }

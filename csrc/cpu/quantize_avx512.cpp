@@ -38,6 +38,13 @@ struct Lanes {
         }
     }
 
+    static void interleave(Words *to, Words a, Words b) {
+        const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        to[0] = (Words)_mm512_permutex2var_epi32((__m512i)a, low, (__m512i)b);
+        to[1] = (Words)_mm512_permutex2var_epi32((__m512i)a, high, (__m512i)b);
+    }
+
     static Words max(Words a, Words b) { return (Words)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
     static Words max_unsigned(Words a, Words b) { return (Words)_mm512_max_epu32((__m512i)a, (__m512i)b); }

@@ -24,6 +24,12 @@ struct Lanes {
             }
     }
 
+    // Words of a and b in turn.
+    static void interleave(Words *to, Words a, Words b) {
+        to[0] = Words{a[0], b[0], a[1], b[1]};
+        to[1] = Words{a[2], b[2], a[3], b[3]};
+    }
+
     static Words max(Words a, Words b) { return a > b ? a : b; }
 
     static Words max_unsigned(Words a, Words b) {

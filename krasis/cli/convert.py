@@ -149,7 +149,7 @@ def _print_plan(summary: dict[str, Any], json: bool) -> None:
             "padding": f"{human(padding)}, {padding / total:.1%}",
             "time": f"about {duration(guess['seconds'])} with {guess['jobs']} jobs, if the disk keeps up",
             "memory": f"about {human(guess['memory_bytes'])} beside the page cache",
-            "estimated from": f"made-up weights, on one thread: {speeds}",
+            "estimated from": f"made-up weights: {speeds}",
         }
     )
     print_sizes(summary["sizes"])

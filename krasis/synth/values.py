@@ -48,10 +48,11 @@ def matrix_spread(tensor: TensorSpec, spec: ModelSpec) -> float:
 
 
 class Values:
-    """Fills the unquantized tensors of a model. Every number is a window's of normals that were drawn once."""
+    """Fills the unquantized tensors of a model. Rows are windows of normals that are drawn once."""
 
     LENGTH = 1 << 20
     WINDOW = 1 << 16
+    """The longest row."""
 
     def __init__(self, spec: ModelSpec, seed: int) -> None:
         self._spec = spec
@@ -62,10 +63,9 @@ class Values:
         """`out`, zeros of the tensor's padded shape, gets its values; vectors are padded part by part."""
         if out.ndim == 1:
             rows = tensor.shape[0] // tensor.parts
-            for part in out.view(tensor.parts, -1):
-                self._fill(part[:rows], tensor, rng)
+            self._fill(out.view(tensor.parts, -1)[:, :rows], tensor, rng)
         else:
-            self._fill(out.view(-1), tensor, rng)
+            self._fill(out.view(-1, out.shape[-1]), tensor, rng)
         if out.ndim == 2:
             out[:, CHANNEL] = LEVEL if tensor.name == "embed" else 0
         if tensor.name in RESIDUAL:
@@ -74,7 +74,7 @@ class Values:
     def router(self, out: Tensor, offsets: Tensor, layer: int, rng: np.random.Generator) -> None:
         """`out` [experts, H] gets a router whose logits over tokens are normals of spread 1, plus `offsets`."""
         rows = torch.empty(out.shape)
-        self._windows(rows.view(-1), 0.0, 1.0, rng)
+        self._draw(rows, 0.0, 1.0, rng)
         constant, rest = self._components(layer)
         rows[:, CHANNEL] = 0
         rows /= rows.norm(dim=1, keepdim=True) * rest
@@ -83,10 +83,10 @@ class Values:
 
     def _fill(self, out: Tensor, tensor: TensorSpec, rng: np.random.Generator) -> None:
         mean, spread = self._law(tensor)
-        self._windows(out, mean, spread, rng)
+        self._draw(out, mean, spread, rng)
         if tensor.name == "post_norm":
             # So that routers find what they expect there.
-            out[CHANNEL] = mean
+            out[:, CHANNEL] = mean
 
     def _law(self, tensor: TensorSpec) -> tuple[float, float]:
         """(mean, spread) of a tensor's numbers."""
@@ -103,11 +103,15 @@ class Values:
     def _family(self) -> str:
         return str(self._spec.__struct_config__.tag)
 
-    def _windows(self, out: Tensor, mean: float, spread: float, rng: np.random.Generator) -> None:
-        blocks = torch.split(out, self.WINDOW)
-        level = torch.tensor(mean)
-        for block, start in zip(blocks, rng.integers(self.LENGTH, size=len(blocks)).tolist(), strict=True):
-            torch.add(level, self._normals[start : start + len(block)], alpha=spread, out=block)
+    def _draw(self, out: Tensor, mean: float, spread: float, rng: np.random.Generator) -> None:
+        """Fill [rows, width], each row with another window of the normals."""
+        windows, level = self._normals.unfold(0, out.shape[1], 1), torch.tensor(mean)
+        # An odd step comes back only after `LENGTH` rows.
+        step = 2 * int(rng.integers(self.LENGTH // 2)) + 1
+        starts = (int(rng.integers(self.LENGTH)) + step * torch.arange(len(out))) % self.LENGTH
+        count = max(1, self.WINDOW // out.shape[1])
+        for rows, chosen in zip(torch.split(out, count), torch.split(starts, count), strict=True):
+            torch.add(level, windows[chosen], alpha=spread, out=rows)
 
     def _components(self, layer: int) -> tuple[float, float]:
         """What a router sees of the constant component, and the root mean square of the others."""
