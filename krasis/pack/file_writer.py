@@ -1,6 +1,5 @@
 """One file of weights in the making: reserved on disk, mapped, its records filled in place by any number of threads."""
 
-import errno
 import hashlib
 import mmap
 import os
@@ -15,12 +14,11 @@ from torch import Tensor
 from krasis.errors import KrasisError
 from krasis.pack.disk import disk_errors
 from krasis.pack.manifest import PackFile, Segment
+from krasis.pack.populate import populate
 from krasis.pack.record import Section, TensorSpec, record_bytes, sections
 
 Arrays = Mapping[tuple[str, str], Tensor]
 """(tensor, part) -> the array of its section."""
-
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,9 @@ class FileWriter:
         if not 0 <= index < plan.count or self._hashes[name, layout][index]:
             expected = f"0 to {plan.count - 1}, each once"
             raise KrasisError(f"record {index} of {name}@{layout}", where=self.name, expected=expected)
-        self._populate(self._offsets[name, layout] + index * plan.record_bytes, plan.record_bytes)
-        return self._slice(name, layout, index)
+        data = self._slice(name, layout, index)
+        populate(data, write=True)
+        return data
 
     def seal(self, name: str, layout: str, index: int) -> None:
         """Hash a record, which must not change any more."""
@@ -131,16 +130,6 @@ class FileWriter:
         size = self._plans[name, layout].record_bytes
         start = self._offsets[name, layout] + index * size
         return self._data[start : start + size]
-
-    def _populate(self, start: int, size: int) -> None:
-        """One call for the pages of a record: a fault each would take longer than writing them."""
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-            self._map.madvise(_POPULATE_WRITE, first, start + size - first)
-        except OSError as error:
-            # Older kernels fault page by page.
-            if error.errno != errno.EINVAL:
-                raise
 
 
 def _view(data: Tensor, section: Section) -> Tensor:

@@ -45,15 +45,18 @@ def _digest(span: Span) -> str | None:
     digest = hashlib.sha256()
     try:
         with span.path.open("rb", buffering=0) as file:
-            for chunk in _chunks(file.fileno(), span.offset, span.offset + span.bytes):
+            for chunk in chunks(file.fileno(), span.offset, span.offset + span.bytes):
                 digest.update(chunk)
     except OSError:
         return None
     return digest.hexdigest()
 
 
-def _chunks(file: int, start: int, end: int) -> Iterator[memoryview]:
-    """Views of one buffer, filled anew for each. Raises OSError where the file can't be read up to `end`."""
+def chunks(file: int, start: int, end: int) -> Iterator[memoryview]:
+    """The bytes of a file from `start` to `end`, read ahead: views of one buffer, filled anew for each.
+
+    Raises OSError where the file can't be read up to `end`.
+    """
     buffer = _buffer()
     for asked in range(start, end, _CHUNK):
         os.posix_fadvise(file, asked + _AHEAD, _CHUNK, os.POSIX_FADV_WILLNEED)

@@ -70,7 +70,8 @@ def from_e8m0(codes: Tensor, scales: Tensor) -> Quantized:
         found = f"mxfp4 with {scales.dtype} scales in groups of {given.group_size}"
         raise InputError(found, expected="uint8 scales in groups of 32")
     codes = torch.where(codes == _MINUS, ZERO, codes)
-    peaks = _values(codes).abs().view(-1, GROUP, codes.shape[1]).amax(1)
+    # Magnitudes rise with their codes, of which the sign is the highest bit.
+    peaks = _values((codes % _MINUS).view(-1, GROUP, codes.shape[1]).amax(1))
     used = peaks > 0
     overflows = (peaks * _powers(scales)).isinf()
     unusable = (scales == _NAN) | overflows | (used & (scales == 0))
