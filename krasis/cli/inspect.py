@@ -61,6 +61,6 @@ def _summary(pack: "Pack") -> dict[str, Any]:
         "heat": profile.names_in(pack.path),
         "root_hash": manifest.root,
         "sizes": sizes(segments),
-        "matrices": matrices(segments, manifest.errors),
+        "matrices": matrices(segments, manifest.errors, manifest.weighted_errors),
         "source": msgspec.to_builtins(manifest.source),
     }

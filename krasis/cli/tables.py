@@ -30,7 +30,7 @@ def print_sizes(sizes: Mapping[str, int]) -> None:
 
 def print_matrices(matrices: Iterable[Mapping[str, Any]]) -> None:
     """The entries of `krasis.pack.summary.matrices`."""
-    heads = ("matrix", "codec", "group", "count", "shape", "padded", "bytes", "error", "worst")
+    heads = ("matrix", "codec", "group", "count", "shape", "padded", "bytes", "error", "worst", "weighted")
     rows = (
         (
             m["kind"],
@@ -42,12 +42,13 @@ def print_matrices(matrices: Iterable[Mapping[str, Any]]) -> None:
             human(m["bytes"]),
             _percent(m["rel_rms_error"]),
             _percent(m["worst_rel_rms_error"]),
+            _percent(m["weighted_rel_rms_error"]),
         )
         for m in matrices
     )
     found = list(rows)
-    # A plan has no errors yet.
-    width = len(heads) if any(row[-1] for row in found) else len(heads) - 2
+    # A plan has no errors yet, and few packs weighted ones.
+    width = max(place + 1 for place in range(len(heads)) if place < 7 or any(row[place] for row in found))
     _print(_table(heads[:width], (row[:width] for row in found), left=2))
 
 

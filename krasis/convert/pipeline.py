@@ -78,7 +78,7 @@ class Conversion:
             "padding_bytes": padding_bytes(plans),
             "files": len(self.files),
             "sizes": sizes(plans),
-            "matrices": matrices(plans, {}),
+            "matrices": matrices(plans, {}, {}),
         }
 
     def run(self, pack: Path, progress: Progress, *, force: bool = False, jobs: int = 1) -> Manifest:

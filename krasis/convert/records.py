@@ -125,8 +125,10 @@ class Record:
         for tensor, spec in enumerate(self._plans[0].tensors):
             if spec.quantized:
                 squares = [found for piece, found in self._squares.items() if piece.tensor == tensor]
-                plain = torch.cat([found[:, :2] for found in squares])
-                self._out.put_error(self._plans[0].name, spec.name, self._index, relative_rms(plain))
+                plain = relative_rms(torch.cat([found[:, :2] for found in squares]))
+                guided = all(found.shape[1] == 4 for found in squares)
+                weighted = relative_rms(torch.cat([found[:, 2:] for found in squares])) if guided else None
+                self._out.put_error(self._plans[0].name, spec.name, self._index, plain, weighted)
 
 
 def relative_rms(squares: Tensor) -> float:

@@ -1,6 +1,7 @@
 """One file of weights in the making: reserved on disk, mapped, its records filled in place by any number of threads."""
 
 import hashlib
+import math
 import mmap
 import os
 import threading
@@ -52,6 +53,7 @@ class FileWriter:
         self._offsets: dict[tuple[str, str], int] = {}
         self._hashes: dict[tuple[str, str], list[str]] = {}
         self._errors = {f"{p.name}.{t.name}": [0.0] * p.count for p in plans for t in p.tensors if t.quantized}
+        self._weighted = {name: [math.nan] * len(figures) for name, figures in self._errors.items()}
         self._lock = threading.Lock()
         end = 0
         for key, plan in self._plans.items():
@@ -101,12 +103,17 @@ class FileWriter:
             place.copy_(array)
         self.seal(name, layout, index)
 
-    def put_error(self, name: str, tensor: str, index: int, figure: float) -> None:
-        """Note the relative RMS error of a record's matrix."""
+    def put_error(self, name: str, tensor: str, index: int, figure: float, weighted: float | None = None) -> None:
+        """Note the relative RMS error of a record's matrix, and the same weighted by importance where that is known."""
         self._errors[f"{name}.{tensor}"][index] = figure
+        if weighted is not None:
+            self._weighted[f"{name}.{tensor}"][index] = weighted
 
-    def finish(self) -> tuple[PackFile, dict[str, list[float]]]:
-        """Sync and close the file; what was written. Raises KrasisError where a record is missing."""
+    def finish(self) -> tuple[PackFile, dict[str, list[float]], dict[str, list[float]]]:
+        """Sync and close the file: what was written, its errors, and weighted ones of matrices that all have them.
+
+        Raises KrasisError where a record is missing.
+        """
         for (name, layout), hashes in self._hashes.items():
             if not all(hashes):
                 raise KrasisError(f"record {hashes.index('')} of {name}@{layout} was never written", where=self.name)
@@ -117,7 +124,8 @@ class FileWriter:
             Segment(plan.name, plan.layout, self._offsets[key], plan.tensors, tuple(self._hashes[key]))
             for key, plan in self._plans.items()
         )
-        return PackFile(self.name, self.bytes, tuple(found)), self._errors
+        weighted = {name: figures for name, figures in self._weighted.items() if not any(map(math.isnan, figures))}
+        return PackFile(self.name, self.bytes, tuple(found)), self._errors, weighted
 
     def close(self) -> None:
         """Let go of the file. The mapping goes when the last view of it does."""

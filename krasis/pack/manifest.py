@@ -88,8 +88,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     imatrix: Sha256 | None = None
 
 
+Error = Annotated[float, Meta(ge=0)]
+
+
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Everything a reader needs. `errors` maps SEGMENT.TENSOR to the relative RMS error of each record's matrix."""
+    """Everything a reader needs. `errors` maps SEGMENT.TENSOR to the relative RMS error of each record's matrix,
+    `weighted_errors` to the same weighted by an imatrix, for matrices that one guided.
+    """
 
     format: Literal["krasis-pack"]
     version: Literal[1]
@@ -100,7 +105,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     source: tuple[Origin, ...]
     extras: tuple[FileHash, ...]
     files: Annotated[tuple[PackFile, ...], Meta(min_length=1, max_length=65536)]
-    errors: dict[str, tuple[Annotated[float, Meta(ge=0)], ...]]
+    errors: dict[str, tuple[Error, ...]]
+    weighted_errors: dict[str, tuple[Error, ...]] = {}
 
     def segments(self) -> Iterator[tuple[PackFile, Segment]]:
         for file in self.files:
@@ -197,9 +203,12 @@ def _check_errors(manifest: Manifest) -> None:
     for name, count in counts.items():
         if len(manifest.errors.get(name, ())) != count:
             raise ValueError(f"errors of {name}: expected {count} figures, found {len(manifest.errors.get(name, ()))}")
-    for name in manifest.errors:
+    for name in (*manifest.errors, *manifest.weighted_errors):
         if name not in counts:
             raise ValueError(f"errors name {name!r}, which is no quantized matrix")
+    for name, figures in manifest.weighted_errors.items():
+        if len(figures) != counts[name]:
+            raise ValueError(f"weighted errors of {name}: expected {counts[name]} figures, found {len(figures)}")
 
 
 def _refuse_duplicates(kind: str, names: Iterable[str]) -> None:

@@ -27,18 +27,19 @@ class Described(Protocol):
     def count(self) -> int: ...
 
 
-def matrices(segments: Iterable[Described], errors: Figures) -> list[dict[str, Any]]:
+def matrices(segments: Iterable[Described], errors: Figures, weighted: Figures) -> list[dict[str, Any]]:
     """One entry per kind, codec and shape of quantized matrix, in pack order.
 
     `count` matrices, each once whatever the layouts, take `bytes` in all layouts together. `rel_rms_error` is the root
-    mean square of their relative errors, `worst_rel_rms_error` the largest, None where `errors` has none.
+    mean square of their relative errors, `worst_rel_rms_error` the largest, None where `errors` has none;
+    `weighted_rel_rms_error` is the same of those weighted by importance.
     """
     found: dict[tuple[str, TensorSpec], list[Described]] = {}
     for segment in segments:
         for tensor in segment.tensors:
             if tensor.quantized:
                 found.setdefault((kind(segment.name, tensor.name), tensor), []).append(segment)
-    return [_entry(what, tensor, held, errors) for (what, tensor), held in found.items()]
+    return [_entry(what, tensor, held, errors, weighted) for (what, tensor), held in found.items()]
 
 
 def sizes(segments: Iterable[Described]) -> dict[str, int]:
@@ -73,7 +74,7 @@ def _segment_kind(name: str) -> str:
     return next((word for word in reversed(name.split(".")) if not word.isdecimal()), name)
 
 
-def _entry(what: str, tensor: TensorSpec, held: list[Described], errors: Figures) -> dict[str, Any]:
+def _entry(what: str, tensor: TensorSpec, held: list[Described], errors: Figures, weighted: Figures) -> dict[str, Any]:
     counts = {segment.name: segment.count for segment in held}
     return {
         "kind": what,
@@ -83,8 +84,13 @@ def _entry(what: str, tensor: TensorSpec, held: list[Described], errors: Figures
         "padded_shape": list(tensor.padded_shape),
         "count": sum(counts.values()),
         "bytes": sum(segment.count * stored_bytes(tensor, segment.layout) for segment in held),
-        **_spread("rel_rms_error", [figure for name in counts for figure in errors.get(f"{name}.{tensor.name}", ())]),
+        **_spread("rel_rms_error", _figures(counts, tensor, errors)),
+        **_spread("weighted_rel_rms_error", _figures(counts, tensor, weighted)),
     }
+
+
+def _figures(names: Iterable[str], tensor: TensorSpec, figures: Figures) -> list[float]:
+    return [figure for name in names for figure in figures.get(f"{name}.{tensor.name}", ())]
 
 
 def _spread(name: str, figures: list[float]) -> dict[str, float | None]:

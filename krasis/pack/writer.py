@@ -43,6 +43,7 @@ class _Start(msgspec.Struct, tag="start", forbid_unknown_fields=True):
 class _Done(msgspec.Struct, tag="done", forbid_unknown_fields=True):
     file: PackFile
     errors: dict[str, list[float]]
+    weighted_errors: dict[str, list[float]]
 
 
 def begun(path: Path) -> str:
@@ -151,6 +152,9 @@ class PackWriter:
                 extras=tuple(extras),
                 files=tuple(entry.file for entry in done),
                 errors={name: tuple(figures) for entry in done for name, figures in entry.errors.items()},
+                weighted_errors={
+                    name: tuple(figures) for entry in done for name, figures in entry.weighted_errors.items()
+                },
             )
         )
         manifest = manifests.decode(raw, self.partial / manifests.FILE_NAME)

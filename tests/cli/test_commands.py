@@ -43,6 +43,8 @@ MATRIX = {
     "bytes",
     "rel_rms_error",
     "worst_rel_rms_error",
+    "weighted_rel_rms_error",
+    "worst_weighted_rel_rms_error",
 }
 VERIFY = {"ok", "bytes", "broken", "root_hash", "seconds", "bytes_per_s"}
 EVAL = {"nll", "tokens", "files", "path", "device"}

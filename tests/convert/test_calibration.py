@@ -162,6 +162,23 @@ def test_experts_are_quantized_as_the_imatrix_says(preset, calibrated, imatrix_o
                     assert torch.equal(dequantize(PackedMatrix(spec, order, codes, scales, None)), expected[name])
 
 
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_weighted_errors_are_stated(preset, calibrated, imatrix_of, exact_pack):
+    pack, moments = Pack(calibrated("qwen3_moe", preset)), Imatrix(imatrix_of("qwen3_moe")).layer(1)
+    name, expert = "layers.1.experts", 5
+    specs = {spec.name: spec for spec in pack.segment(name, "cpu").tensors}
+    guided = {f"layers.{layer}.experts.{matrix}" for layer in range(4) for matrix in ("w13", "w2")}
+    assert pack.manifest.weighted_errors.keys() == guided
+    arrays = pack.arrays(name, "cpu", expert)
+    for weight, matrix in zip(experts_of(exact_pack("qwen3_moe"), 1)[expert], ("w13", "w2"), strict=True):
+        importance = moments.importance(getattr(moments, matrix))[expert].double()
+        codes, scales = arrays[matrix, "codes"], arrays[matrix, "scales"]
+        error = weight.double() - dequantize(PackedMatrix(specs[matrix], "cpu", codes, scales, None))
+        expected = ((error.square() * importance).sum() / (weight.double().square() * importance).sum()).sqrt()
+        stated = pack.manifest.weighted_errors[f"{name}.{matrix}"][expert]
+        assert stated == pytest.approx(expected.item(), rel=1e-3)
+
+
 def quantized(preset, moments, expert, weights):
     """What w13 and w2 [N, K] become, in floats, without any padding but to whole groups."""
     w13, w2 = weights

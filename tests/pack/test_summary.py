@@ -43,7 +43,7 @@ def test_padding_is_what_no_weight_needs(packs):
 
 def test_matrices_have_the_bytes_of_their_arrays(packs):
     for pack in packs:
-        found = summary.matrices(segments(pack), pack.manifest.errors)
+        found = summary.matrices(segments(pack), pack.manifest.errors, {})
         held = 0
         for segment in segments(pack):
             quantized = {tensor.name for tensor in segment.tensors if tensor.quantized}
@@ -68,7 +68,7 @@ def described(*names):
 def test_errors_are_summed_up(figures, mean, worst):
     names = [f"layers.{i}.dense" for i in range(max(len(figures), 1))]
     errors = {f"{name}.w": (figure,) for name, figure in zip(names, figures, strict=False)}
-    (found,) = summary.matrices(described(*names), errors)
+    (found,) = summary.matrices(described(*names), errors, {})
     assert found["rel_rms_error"] == (mean if mean is None else pytest.approx(mean))
     assert found["worst_rel_rms_error"] == worst
 
