@@ -18,7 +18,7 @@ demo: .venv/built
 	$(BIN)/krasis run $(PACK) --raw --prompt "def " --temperature 0.7 --top-p 0.9 --seed 1 --stats
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -19,12 +20,16 @@ AHEAD = 1
 """Shards fetched and hashed beyond those that were asked for. Hashing warms the page cache for what follows."""
 
 
+HASHERS = 4
+"""Shards hashed side by side: one stream of SHA-256 is slower than a good disk."""
+
+
 class Sources:
     """`uses` has the shards of every piece of work in order; `noted` those that an earlier run hashed.
 
-    A thread fetches and hashes shards in the order of their use; what it raises, `wait` and `check` raise. A shard is
-    released once the next piece of work does without it, and fetched again for a later one. `note` is called with each
-    hash.
+    A thread fetches shards in the order of their use and has them hashed; what goes wrong, `wait` and `check` raise. A
+    shard is released once the next piece of work does without it, and fetched again for a later one. `note` is called
+    with each hash, from any thread.
     """
 
     def __init__(
@@ -48,7 +53,8 @@ class Sources:
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="sources", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, args=(self._run,), name="sources", daemon=True)
+        self._hashers = ThreadPoolExecutor(HASHERS)
 
     def __enter__(self) -> "Sources":
         self._thread.start()
@@ -62,6 +68,7 @@ class Sources:
             self._changed.notify_all()
         self._store.close()
         self._thread.join()
+        self._hashers.shutdown(cancel_futures=True)
 
     def crowded(self, work: int) -> bool:
         """Whether earlier work must end first, so that its shards make room for those of this piece."""
@@ -123,23 +130,30 @@ class Sources:
         self._changed.notify_all()
         return True
 
-    def _run(self) -> None:
+    def _guarded(self, task: Callable[..., None], *arguments: object) -> None:
         try:
-            # An earlier run may have been killed before it could.
-            for shard in self._unused:
-                self._store.release(shard)
-            for position, run in enumerate(self._order):
-                with self._changed:
-                    while not self._stopped and not self._may_begin(position, run.shard):
-                        self._changed.wait()
-                    if self._stopped:
-                        return
-                    self._left[run.shard] += run.count
-                self._bring(run)
+            task(*arguments)
         except BaseException as error:
             with self._changed:
-                self._error = error
+                self._error = self._error or error
                 self._changed.notify_all()
+
+    def _run(self) -> None:
+        # An earlier run may have been killed before it could.
+        for shard in self._unused:
+            self._store.release(shard)
+        for position, run in enumerate(self._order):
+            with self._changed:
+                while not self._stopped and not self._may_begin(position, run.shard):
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                self._left[run.shard] += run.count
+            path = self._store.fetch(run.shard, lambda amount: None)
+            with self._changed:
+                self._here += 1
+                self._changed.notify_all()
+            self._hashers.submit(self._guarded, self._finish, run, path)
 
     def _may_begin(self, position: int, shard: str) -> bool:
         if position < self._asked:
@@ -147,11 +161,7 @@ class Sources:
         room = not self._store.discard or shard in self._left or len(self._left) < HELD
         return position < self._asked + AHEAD and room
 
-    def _bring(self, run: Run) -> None:
-        path = self._store.fetch(run.shard, lambda amount: None)
-        with self._changed:
-            self._here += 1
-            self._changed.notify_all()
+    def _finish(self, run: Run, path: Path) -> None:
         if run.shard not in self.notes:
             self._hash(run.shard, path)
         if run.first == len(self._uses):
