@@ -7,6 +7,7 @@ import torch
 
 from krasis.convert.pipeline import Conversion
 from krasis.errors import FitError, UsageError
+from krasis.native.cpu import ISA_VARIABLE, ISAS, best_isa
 from krasis.pack import writer
 from krasis.pack.manifest import Settings
 from krasis.pack.reader import Pack
@@ -47,10 +48,14 @@ def whole(conversion, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_run_writes_the_same_bytes(threads, demo, whole, tmp_path):
-    torch.set_num_threads(threads)
-    Conversion(demo, SETTINGS).run(tmp_path / "pack", StopAfter(1 << 40))
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_run_writes_the_same_bytes(jobs, isa, demo, whole, tmp_path, monkeypatch):
+    if ISAS.index(isa) > ISAS.index(best_isa()):
+        pytest.skip(f"this machine lacks {isa}")
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    torch.set_num_threads(jobs)
+    Conversion(demo, SETTINGS).run(tmp_path / "pack", StopAfter(1 << 40), jobs=jobs)
     assert hashes(tmp_path / "pack") == hashes(whole)
 
 
