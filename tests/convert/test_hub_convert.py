@@ -15,6 +15,7 @@ from crash import SETTINGS, Silent
 from hub_server import LIST, MODEL, HubServer, reshard
 from test_kill import save_random
 
+from krasis.convert.compare import compare
 from krasis.convert.download import Link
 from krasis.convert.hub import HubStore
 from krasis.convert.pipeline import Conversion
@@ -191,3 +192,11 @@ def test_too_little_room_is_said_before_anything_comes(discard, hub, store, conv
     assert not hub.fetched()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=need + pack))
     convert_to(made)
+
+
+def test_a_pack_is_compared_with_the_hub_it_came_from_and_with_a_folder(store, checkpoint, tmp_path):
+    Conversion(store(), SETTINGS).run(tmp_path / "pack", Silent())
+    for source in (store(), checkpoint):
+        found = compare(Pack(tmp_path / "pack"), source, Silent(), 2)
+        assert (found.wrong, found.changed) == ({}, [])
+        assert found.tensors > 0
