@@ -55,8 +55,11 @@ def quantize(weight: Tensor, group_size: int, importance: Tensor | None = None) 
 def dequantize(quantized: Quantized) -> Tensor:
     """float32 [N, K] = e2m1 value * 2^(e - 127), 0 where e is 0."""
     k, n = quantized.codes.shape
-    values = _values(quantized.codes).view(-1, GROUP, n)
-    return values.mul_(_powers(quantized.scales).unsqueeze(1)).view(k, n).t().contiguous()
+    weight = torch.empty(n, k)
+    for chunk in chunks(n, k):
+        values = _values(quantized.codes[:, chunk]).view(k // GROUP, GROUP, -1)
+        weight[chunk] = values.mul_(_powers(quantized.scales[:, chunk]).unsqueeze(1)).view(k, -1).t()
+    return weight
 
 
 def from_e8m0(codes: Tensor, scales: Tensor) -> Quantized:
