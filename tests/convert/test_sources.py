@@ -110,7 +110,7 @@ def test_a_shard_that_nothing_uses_need_not_come_where_its_hash_is_known(store):
     with sources:
         assert [found.sha256 for found in sources.hashes()] == [digest(shard) for shard in SHARDS]
     assert "d" not in store.fetched
-    assert [note.file.name for note in notes] == ["a", "b", "c"]
+    assert sorted(note.file.name for note in notes) == ["a", "b", "c"]
 
 
 def test_a_shard_of_another_hash_is_refused(store):
