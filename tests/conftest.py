@@ -8,6 +8,7 @@ import pytest
 
 from krasis.convert.pipeline import Conversion
 from krasis.pack.manifest import Settings
+from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 from krasis.runtime.devices import open_backend
 from krasis.runtime.engine import Engine
@@ -15,14 +16,6 @@ from krasis.runtime.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FAMILIES = sorted(path.name for path in (EXAMPLES / "models").iterdir())
-
-
-class Silent:
-    def start(self, task, total_bytes):
-        pass
-
-    def advance(self, done_bytes):
-        pass
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from krasis.convert.pipeline import Conversion
 from krasis.errors import KrasisError
 from krasis.pack.manifest import Settings
+from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 from krasis.runtime.engine import Engine
 from krasis.runtime.plan import PREFILL_CHUNK
@@ -24,16 +25,6 @@ from krasis.runtime.reference import ReferenceBackend
 
 import torch  # isort: skip
 import transformers  # isort: skip
-
-
-class Quiet:
-    """Progress that is not shown."""
-
-    def start(self, task, total_bytes):
-        pass
-
-    def advance(self, done_bytes):
-        pass
 
 
 def load(folder):
@@ -85,7 +76,7 @@ def compare(folder, tokens, tolerance):
     inputs, outputs, expected = theirs(model, ids)
     with tempfile.TemporaryDirectory() as scratch:
         settings = Settings(expert_bits=16, dense_bits=16, group_size=128, layouts=("cpu",))
-        Conversion(folder, settings).run(Path(scratch) / "pack", Quiet())
+        Conversion(folder, settings).run(Path(scratch) / "pack", Silent())
         engine = Engine(Pack(Path(scratch) / "pack"), ReferenceBackend(), context=tokens, kv="f32")
         through, alone, logits = ours(engine, ids, inputs)
     rows = [

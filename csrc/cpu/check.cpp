@@ -8,14 +8,12 @@ namespace {
 constexpr int32_t kMultiple = 64;
 constexpr int64_t kMostActivations = int64_t(1) << 40; // keeps the size of every buffer far inside 64 bits
 
-template <class T> bool aligned(const void *p) { return reinterpret_cast<uintptr_t>(p) % alignof(T) == 0; }
-
 krasis_status check_plain(const krasis_matrix &matrix) {
     if (matrix.layout != KRASIS_LAYOUT_PLAIN)
         return KRASIS_ERROR_LAYOUT;
     if (matrix.group_size != 0)
         return KRASIS_ERROR_GROUP;
-    return aligned<uint16_t>(matrix.codes) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+    return aligned(matrix.codes, sizeof(uint16_t)) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
 bool takes_group(int32_t codec, int32_t size) {
@@ -32,7 +30,7 @@ krasis_status check_quantized(const krasis_matrix &matrix) {
     if (!takes_group(matrix.codec, matrix.group_size) || matrix.k % matrix.group_size)
         return KRASIS_ERROR_GROUP;
     const bool byte_scales = matrix.codec == KRASIS_MXFP4;
-    return byte_scales || aligned<uint16_t>(matrix.scales) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+    return byte_scales || aligned(matrix.scales, sizeof(uint16_t)) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
 } // namespace
@@ -66,7 +64,7 @@ krasis_status check(const krasis_job &job) {
                           job.n_out >= 1 && job.n_out <= job.matrix->n;
     if (!in_range || !rows_fit(job.m, job.ldx, job.k_in) || !rows_fit(job.m, job.ldy, job.n_out))
         return KRASIS_ERROR_SHAPE;
-    return aligned<float>(job.x) && aligned<float>(job.y) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+    return aligned(job.x, sizeof(float)) && aligned(job.y, sizeof(float)) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
 } // namespace krasis

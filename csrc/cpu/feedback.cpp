@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "check.h"
 #include "isa.h"
 
 namespace {
@@ -11,9 +12,9 @@ constexpr int64_t kMultiple = 16, kLargest = INT32_MAX;
 
 bool fits(int64_t size) { return size > 0 && size <= kLargest && size % kMultiple == 0; }
 
-bool aligned(const void *p, size_t to) { return (uintptr_t)p % to == 0; }
-
 } // namespace
+
+using krasis::aligned;
 
 int krasis_int4_feedback(int isa, const float *weight, const float *shares, const uint16_t *scales,
                          const float *importance, int64_t k, int64_t n, int64_t group_size, uint8_t *codes,

@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kMostColumns = int64_t(1) << 40; // keeps every offset far inside 64 bits
 
-bool aligned_to(const void *p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
-
 krasis_status check_packing(const krasis_packing &packing, int32_t parts, int64_t first, int64_t last) {
     if (packing.codec == KRASIS_BF16)
         return KRASIS_ERROR_CODEC;
@@ -25,7 +23,7 @@ krasis_status check_packing(const krasis_packing &packing, int32_t parts, int64_
                                    packing.k,    packing.n,     packing.group_size};
         if (const krasis_status status = check(matrix))
             return status;
-        if (!aligned_to(target.codes, sizeof(uint32_t)))
+        if (!aligned(target.codes, sizeof(uint32_t)))
             return KRASIS_ERROR_ALIGNMENT;
     }
     const krasis_matrix matrix{&packing, &packing, packing.codec, KRASIS_LAYOUT_CPU, packing.k, packing.n, packing.group_size};
@@ -52,10 +50,10 @@ krasis_status check_weights(const krasis_weights &weights, const krasis_packing 
             return KRASIS_ERROR_SHAPE;
         if (!part.values && part.rows > 0)
             return KRASIS_ERROR_NULL;
-        if (!aligned_to(part.values, bytes))
+        if (!aligned(part.values, bytes))
             return KRASIS_ERROR_ALIGNMENT;
     }
-    return aligned_to(weights.importance, sizeof(float)) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
+    return aligned(weights.importance, sizeof(float)) ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
 
 krasis_status check_codes(const krasis_codes *parts, int32_t count, const krasis_packing &packing) {
@@ -67,7 +65,7 @@ krasis_status check_codes(const krasis_codes *parts, int32_t count, const krasis
             return KRASIS_ERROR_SHAPE;
         if ((!part.codes || !part.scales) && part.rows > 0)
             return KRASIS_ERROR_NULL;
-        if (!aligned_to(part.scales, bytes))
+        if (!aligned(part.scales, bytes))
             return KRASIS_ERROR_ALIGNMENT;
     }
     return KRASIS_OK;

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from krasis.cli.console import Reporter, duration, emit_json, human, note
+from krasis.cli.options import JobsOption, checked_jobs
 from krasis.cli.tables import print_facts, print_matrices, print_sizes
 from krasis.errors import UsageError
 
@@ -41,7 +42,7 @@ def convert(
     ] = None,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
     layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
-    jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
+    jobs: JobsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing pack.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     discard_source: Annotated[
@@ -67,9 +68,7 @@ def convert(
     name = preset or presets.default(imatrix is not None)
     w2 = _w2(name, w2_codec, w2_group_size)
     settings = read_settings(bits, dense_bits, group_size, layouts, preset=name, **w2)
-    if jobs is None:
-        jobs = physical_cores()
-    one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
+    jobs = checked_jobs(jobs) or physical_cores()
     # Threads of ours share out the work; torch's would stand in each other's way.
     torch.set_num_threads(1)
     store = open_store(source, revision, note, discard=discard_source, begun=begun(pack))

@@ -20,11 +20,19 @@ KvOption = Annotated[
     Kv | None, typer.Option(help="Precision of cached keys and values; bf16, or f32 on the reference.")
 ]
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
+JobsOption = Annotated[int | None, typer.Option(help="Threads; one a core when not given.")]
 TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]
 # The parser gives an option one value; what follows it lands here, so that `--text A B C` works.
 MoreTextArgument = Annotated[list[Path] | None, typer.Argument(hidden=True)]
 WindowOption = Annotated[int, typer.Option(help="Tokens that are scored together, from an empty context.")]
 TokensOption = Annotated[int | None, typer.Option(help="Use the first N tokens of each file.")]
+
+
+def checked_jobs(jobs: int | None) -> int | None:
+    """The jobs as given. Raises UsageError for an impossible number."""
+    if jobs is not None and not 1 <= jobs <= 1024:
+        raise UsageError(f"--jobs is {jobs}", expected="1 to 1024")
+    return jobs
 
 
 def read_text(path: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from krasis.cli.console import Reporter, emit_json, human
 from krasis.cli.convert import one_of, read_experts, read_settings
+from krasis.cli.options import JobsOption, checked_jobs
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def synth(
         typer.Option(help="How unevenly experts are used: the r-th is chosen r^-SKEW times as often as the first."),
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
-    jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
+    jobs: JobsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing pack.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -45,8 +46,7 @@ def synth(
 
     codec, bits = read_experts(expert_codec, expert_bits)
     settings = read_settings(bits, dense_bits, group_size, layouts)
-    jobs = physical_cores() if jobs is None else jobs
-    one_of("--jobs", jobs, range(1, 1025), "1 to 1024")
+    jobs = checked_jobs(jobs) or physical_cores()
     one_of("--seed", seed, range(1 << 63), "0 or more, below 2^63")
     if not 0 <= skew <= 4 or math.isnan(skew):
         raise UsageError(f"--skew is {skew}", expected="0, which is even, to 4")

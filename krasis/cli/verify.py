@@ -9,7 +9,8 @@ import typer
 
 from krasis.cli.console import Reporter, emit_json, human, note, plain
 from krasis.cli.inspect import JsonOption, PackArgument
-from krasis.errors import InputError, UsageError
+from krasis.cli.options import JobsOption, checked_jobs
+from krasis.errors import InputError
 
 if TYPE_CHECKING:
     from krasis.convert.compare import Comparison
@@ -21,15 +22,13 @@ WORST = 10
 def verify(
     pack: PackArgument,
     against: Annotated[str | None, typer.Option(help="Compare every weight with this checkpoint too.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Threads; one a core when not given.")] = None,
+    jobs: JobsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check every bound and every hash of a pack; with a checkpoint, every weight."""
     from krasis.pack.reader import Pack
 
-    if jobs is not None and not 1 <= jobs <= 1024:
-        raise UsageError(f"--jobs is {jobs}", expected="1 to 1024")
-    jobs = jobs or len(os.sched_getaffinity(0))
+    jobs = checked_jobs(jobs) or len(os.sched_getaffinity(0))
     opened = Pack(pack)
     with Reporter() as reporter:
         result = _hash(opened, reporter, jobs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from krasis import layout as layouts
+from krasis.convert.parts import padded
 from krasis.errors import InputError
 from krasis.heat.imatrix import Imatrix
 from krasis.native import feedback
@@ -104,12 +105,6 @@ def feed_back(
     scales = layouts.get(targets[0].layout).unpack_scales(targets[0].scales, k, spec.group_size).T
     here, codes = slice(rows.start, rows.stop), torch.empty(n, k, dtype=torch.uint8)
     importance = functional.pad(guide.importance, (0, k - spec.shape[1]))
-    codes[here], squares = feedback.codes(_padded(spec, parts)[here], guide.shares, scales[here], importance)
+    codes[here], squares = feedback.codes(padded(spec, parts, rows), guide.shares, scales[here], importance)
     pack(spec.codec, [codes], [scales], (n, k), spec.group_size, targets, rows=rows)
     return squares
-
-
-def _padded(spec: TensorSpec, parts: Sequence[Tensor]) -> Tensor:
-    """float32 [padded N, padded K]: each part at the start of its own, zeros after it."""
-    rows, k = spec.padded_shape[0] // spec.parts, spec.padded_shape[1]
-    return torch.cat([functional.pad(w.float(), (0, k - w.shape[1], 0, rows - w.shape[0])) for w in parts])

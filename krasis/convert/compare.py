@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from krasis import layout as layouts
 from krasis import models, quant
 from krasis.convert.checkpoint import Checkpoint
 from krasis.convert.encode import values
+from krasis.convert.parts import padded
 from krasis.convert.pipeline import Conversion
 from krasis.convert.store import Store
 from krasis.convert.workers import Workers
@@ -144,7 +142,8 @@ def _tensors(pack: Pack, conversion: Conversion) -> Iterator[_Stored]:
 
 def _compare_piece(pack: Pack, checkpoint: Checkpoint, stored: _Stored, rows: slice) -> Sums:
     spec, arrays = stored.spec, pack.arrays(stored.segment, stored.layout, stored.index)
-    exact = _rows(spec, [values(checkpoint.load(source)) for source in stored.weight.sources], rows)
+    sources = [values(checkpoint.load(source)) for source in stored.weight.sources]
+    exact = padded(spec, sources, range(rows.start, rows.stop))
     codec = quant.get(spec.codec)
     if not spec.quantized:
         found = arrays[spec.name, "values"][rows]
@@ -153,20 +152,6 @@ def _compare_piece(pack: Pack, checkpoint: Checkpoint, stored: _Stored, rows: sl
     codes, scales = order.columns(arrays[spec.name, "codes"], arrays[spec.name, "scales"], rows)
     quantized = Quantized(order.unpack(codes, codec.BITS), order.unpack_scales(scales, k, spec.group_size))
     return squares(exact, codec.dequantize(quantized))
-
-
-def _rows(spec: TensorSpec, sources: list[Tensor], rows: slice) -> Tensor:
-    """float32 rows of the padded tensor: each source at the start of its part, zeros after it."""
-    whole = torch.zeros(rows.stop - rows.start, *spec.padded_shape[1:])
-    part = spec.padded_shape[0] // len(sources)
-    for number, source in enumerate(sources):
-        begin = number * part
-        some = range(max(begin, rows.start), min(begin + len(source), rows.stop))
-        if some:
-            place = whole[some.start - rows.start : some.stop - rows.start]
-            place = place[:, : source.shape[1]] if spec.quantized else place
-            place.copy_(source[some.start - begin : some.stop - begin])
-    return whole
 
 
 def _gather(

@@ -8,6 +8,7 @@ from torch import Tensor
 from krasis import quant
 from krasis.convert.calibration import Guide, feed_back
 from krasis.convert.encodings.stored import Coded, Stored
+from krasis.convert.parts import covered
 from krasis.native.quantize import Target, pack, quantize
 from krasis.pack.record import TensorSpec
 from krasis.quant import int4, int8, mxfp4
@@ -16,13 +17,9 @@ from krasis.quant.codec import Quantized
 
 def encode_plain(spec: TensorSpec, sources: list[Stored], place: Tensor, rows: range) -> None:
     """Fill `rows` of an unquantized tensor, its parts padded where it is a vector. `place` holds zeros so far."""
-    codec, part = quant.get(spec.codec), spec.padded_shape[0] // len(sources)
-    for number, source in enumerate(sources):
-        weight = values(source)
-        first, last = number * part, number * part + len(weight)
-        some = range(max(first, rows.start), min(last, rows.stop))
-        if some:
-            place[some.start : some.stop] = codec.encode(weight[some.start - first : some.stop - first])
+    codec = quant.get(spec.codec)
+    for at, part in covered(spec.padded_shape[0], list(map(values, sources)), rows):
+        place[at] = codec.encode(part)
 
 
 def encode_quantized(

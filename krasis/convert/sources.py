@@ -1,7 +1,5 @@
 """The shards of a checkpoint while it is converted: each fetched, hashed and noted once, while others are used."""
 
-import hashlib
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,13 +10,12 @@ from types import TracebackType
 from krasis.convert.runs import HELD, Run, runs
 from krasis.convert.store import Store
 from krasis.errors import InputError
-from krasis.pack.hashing import chunks
+from krasis.pack.hashing import Span, sha256
 from krasis.pack.manifest import FileHash, Origin
 from krasis.pack.writer import SourceNote
 
 AHEAD = 1
 """Shards fetched and hashed beyond those that were asked for. Hashing warms the page cache for what follows."""
-
 
 HASHERS = 4
 """Shards hashed side by side: one stream of SHA-256 is slower than a good disk."""
@@ -185,11 +182,5 @@ class Sources:
 
 def hash_file(name: str, path: Path, keep_on: Callable[[], bool] = lambda: True) -> FileHash:
     """The size and SHA-256 of a file under a name of ours, as far as `keep_on` lets it read."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        for chunk in chunks(file.fileno(), 0, size):
-            if not keep_on():
-                break
-            digest.update(chunk)
-    return FileHash(name, size, digest.hexdigest())
+    size = path.stat().st_size
+    return FileHash(name, size, sha256(Span(path, 0, size), keep_on))

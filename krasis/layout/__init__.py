@@ -1,5 +1,6 @@
 """Byte orders of quantized matrices, one file each, found by the file's name."""
 
+import functools
 import importlib
 import pkgutil
 from typing import cast
@@ -15,6 +16,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
 
 
+@functools.cache
 def get(name: str) -> Layout:
     """The layout called `name`. Raises InputError for one krasis does not know."""
     if name not in names():

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from krasis.errors import InputError, KrasisError
 from krasis.native.cpu import ISA_VARIABLE, isa_number
-from krasis.native.library import cpu_library
+from krasis.native.library import ERROR_ISA, cpu_library
 
 _MULTIPLE = 16
-_NO_ISA = 7
 
 
 def codes(
@@ -39,6 +38,6 @@ def codes(
     library = cpu_library()
     status = library.krasis_int4_feedback(number, *addresses, k, n, k // groups, result.data_ptr(), errors.data_ptr())
     if status:
-        kind = KrasisError if status == _NO_ISA else InputError
+        kind = KrasisError if status == ERROR_ISA else InputError
         raise kind(library.krasis_strerror(status).decode(), where=found)
     return result, errors

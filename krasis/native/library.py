@@ -8,6 +8,9 @@ from typing import Any
 from krasis import native
 from krasis.errors import KrasisError
 
+ERROR_ISA = 7
+"""The status where this machine lacks the instruction set."""
+
 ABI_VERSION = 3
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from krasis.errors import InputError, KrasisError
 from krasis.native.cpu import ISA_VARIABLE, isa_number
-from krasis.native.library import cpu_library
+from krasis.native.library import ERROR_ISA, cpu_library
 from krasis.native.matrix import Matrix
 
 BLOCK = 64
@@ -213,7 +213,7 @@ def _unusable(parts: Sequence[Tensor]) -> InputError:
 def _check_status(status: int, codec: str, parts: Sequence[Tensor], padded: tuple[int, int], group_size: int) -> None:
     if status:
         where = f"{codec} in groups of {group_size}, {_described(parts)} into N = {padded[0]}, K = {padded[1]}"
-        kind = KrasisError if status == 7 else InputError
+        kind = KrasisError if status == ERROR_ISA else InputError
         raise kind(cpu_library().krasis_strerror(status).decode(), where=where)
 
 

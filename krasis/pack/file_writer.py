@@ -84,7 +84,7 @@ class FileWriter:
             expected = f"0 to {plan.count - 1}, each once"
             raise KrasisError(f"record {index} of {name}@{layout}", where=self.name, expected=expected)
         data = self._slice(name, layout, index)
-        populate(data, write=True)
+        populate(data)
         return data
 
     def seal(self, name: str, layout: str, index: int) -> None:

@@ -4,10 +4,12 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from krasis.pack.manifest import PackFile, Segment
 
 # What is read at a time stays in a core's cache until it is hashed.
 _CHUNK = 1 << 20
@@ -41,18 +43,31 @@ def digests(spans: Iterable[Span], jobs: int) -> Iterator[str | None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _digest(span: Span) -> str | None:
+def sha256(span: Span, keep_on: Callable[[], bool] = lambda: True) -> str:
+    """The digest of one span, as far as `keep_on` lets it read. Raises OSError where it can't be read to its end."""
     digest = hashlib.sha256()
-    try:
-        with span.path.open("rb", buffering=0) as file:
-            for chunk in chunks(file.fileno(), span.offset, span.offset + span.bytes):
-                digest.update(chunk)
-    except OSError:
-        return None
+    with span.path.open("rb", buffering=0) as file:
+        for chunk in _chunks(file.fileno(), span.offset, span.offset + span.bytes):
+            if not keep_on():
+                break
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def chunks(file: int, start: int, end: int) -> Iterator[memoryview]:
+def records(folder: Path, file: PackFile, segment: Segment) -> Iterator[Span]:
+    """Where the records of a segment lie."""
+    size = segment.record_bytes
+    return (Span(folder / file.name, segment.offset + i * size, size) for i in range(segment.count))
+
+
+def _digest(span: Span) -> str | None:
+    try:
+        return sha256(span)
+    except OSError:
+        return None
+
+
+def _chunks(file: int, start: int, end: int) -> Iterator[memoryview]:
     """The bytes of a file from `start` to `end`, read ahead: views of one buffer, filled anew for each.
 
     Raises OSError where the file can't be read up to `end`.

@@ -5,14 +5,14 @@ import mmap
 
 from torch import Tensor
 
-_READ, _WRITE = 22, 23  # MADV_POPULATE_READ and MADV_POPULATE_WRITE, Linux 5.14
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 # Python's own madvise keeps its lock; calls through ctypes let other threads run.
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def populate(data: Tensor, *, write: bool = False) -> None:
-    """Make `data`, a part of a mapping, ready to read or `write`. Where the system can't, pages come one by one."""
+def populate(data: Tensor) -> None:
+    """Make `data`, a part of a mapping, ready to be written. Where the system can't, pages come one by one."""
     first = data.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     size = data.data_ptr() + data.nbytes - first
-    _libc.madvise(first, size, _WRITE if write else _READ)
+    _libc.madvise(first, size, _POPULATE_WRITE)

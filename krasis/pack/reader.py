@@ -14,7 +14,7 @@ import torch
 
 from krasis.errors import InputError
 from krasis.pack import manifest as manifests
-from krasis.pack.hashing import Span, digests
+from krasis.pack.hashing import Span, digests, records
 from krasis.pack.manifest import Manifest, PackFile, Segment
 from krasis.pack.record import Section, sections
 
@@ -98,9 +98,8 @@ class Pack:
 
     def _parts(self) -> Iterator[tuple[str, Span, str]]:
         for file, segment in self.manifest.segments():
-            size = segment.record_bytes
-            for i, expected in enumerate(segment.sha256):
-                span = Span(self.path / file.name, segment.offset + i * size, size)
+            spans = records(self.path, file, segment)
+            for i, (span, expected) in enumerate(zip(spans, segment.sha256, strict=True)):
                 yield f"{segment.name}[{i}]@{segment.layout} in {file.name}", span, expected
         for extra in self.manifest.extras:
             yield extra.name, Span(self.path / extra.name, 0, extra.bytes), extra.sha256

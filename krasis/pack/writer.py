@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from krasis.errors import FitError, UsageError
 from krasis.pack import manifest as manifests
 from krasis.pack.disk import TMP, disk_errors, sync_folder, write_synced
 from krasis.pack.file_writer import FileWriter, SegmentPlan
+from krasis.pack.hashing import digests, records
 from krasis.pack.manifest import FileHash, Manifest, Origin, PackFile, Settings
 from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import PARTIAL
@@ -214,14 +215,16 @@ class PackWriter:
         sources = [recheck(note) for note in claims if isinstance(note, SourceNote)]
         if None in sources:
             return
-        done = [claim for claim in claims if isinstance(claim, _Done)]
+        done = [claim for claim in claims if isinstance(claim, _Done) and self._has_size(claim.file)]
         if done:
             progress.start("checking what is finished", sum(claim.file.bytes for claim in done))
-        with ThreadPoolExecutor(threads) as pool:
-            for claim, intact in zip(done, pool.map(self._intact, done), strict=True):
-                progress.advance(claim.file.bytes)
-                if intact:
-                    self.finished[claim.file.name] = claim
+        files = [(claim.file, segment) for claim in done for segment in claim.file.segments]
+        found = digests((span for file, segment in files for span in records(self.partial, file, segment)), threads)
+        for claim in done:
+            expected = [digest for segment in claim.file.segments for digest in segment.sha256]
+            if list(islice(found, len(expected))) == expected:
+                self.finished[claim.file.name] = claim
+            progress.advance(claim.file.bytes)
         self.sources = {note.file.name: note for note in sources if note is not None}
 
     def _claims(self, key: str) -> "list[SourceNote | _Done]":
@@ -239,16 +242,9 @@ class PackWriter:
                 claims.append(msgspec.json.decode(line, type=SourceNote | _Done))
         return claims
 
-    def _intact(self, claim: _Done) -> bool:
-        path, file = self.partial / claim.file.name, claim.file
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            return False
-        with path.open("rb") as handle:
-            return all(
-                hashlib.sha256(handle.read(segment.record_bytes)).hexdigest() == expected
-                for segment in file.segments
-                for expected in segment.sha256
-            )
+    def _has_size(self, file: PackFile) -> bool:
+        path = self.partial / file.name
+        return path.is_file() and path.stat().st_size == file.bytes
 
     def _start(self, key: str, origin: str) -> None:
         """Drop what is not known to be whole, and begin a journal that says so."""

@@ -1,5 +1,6 @@
 """Codecs of stored matrices, one file each, found by the file's name."""
 
+import functools
 import importlib
 import pkgutil
 import typing
@@ -15,6 +16,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
 
 
+@functools.cache
 def get(name: str) -> Codec:
     """The codec called `name`. Raises InputError for one krasis does not know."""
     if name not in names():

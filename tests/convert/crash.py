@@ -12,18 +12,11 @@ from pathlib import Path
 
 from krasis.convert.pipeline import Conversion
 from krasis.pack.manifest import Settings
+from krasis.pack.progress import Silent
 
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SETTINGS = Settings(expert_bits=4, dense_bits=8, group_size=32, layouts=("marlin", "cpu"))
-
-
-class Silent:
-    def start(self, task, total_bytes):
-        pass
-
-    def advance(self, done_bytes):
-        pass
 
 
 def die_before(change, folder):

@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from crash import SETTINGS, Silent
+from crash import SETTINGS
 
 from krasis.convert.pipeline import Conversion
+from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 from krasis.pack.writer import JOURNAL
 

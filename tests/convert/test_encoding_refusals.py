@@ -8,6 +8,7 @@ from krasis.convert import encodings
 from krasis.convert.pipeline import Conversion
 from krasis.errors import InputError
 from krasis.pack.manifest import Settings
+from krasis.pack.progress import Silent
 
 SETTINGS = Settings(expert_bits=4, dense_bits=8, group_size=32, layouts=("cpu",))
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -151,14 +152,6 @@ def int4(demo):
 @pytest.fixture(scope="module")
 def mxfp4(example):
     return *encoded.read(example("gpt_oss")), encoded.MXFP4
-
-
-class Silent:
-    def start(self, task, total_bytes):
-        pass
-
-    def advance(self, done_bytes):
-        pass
 
 
 @pytest.fixture
