@@ -1,19 +1,10 @@
 // The C ABI of the CPU library: checks its arguments, and turns exceptions into codes.
-#include <mutex>
 #include <new>
 #include <system_error>
 
 #include "check.h"
 #include "isa.h"
-#include "matmul.h"
-
-struct krasis_pool {
-    krasis_pool(int threads, int isa, const krasis::Kernels &kernels) : isa(isa), matmul(threads, kernels) {}
-
-    const int isa;
-    std::mutex mutex;
-    krasis::Matmul matmul;
-};
+#include "team.h"
 
 namespace {
 
@@ -72,7 +63,7 @@ krasis_pool *krasis_pool_create(int threads, int isa, int *status) {
 
 void krasis_pool_destroy(krasis_pool *pool) { delete pool; }
 
-int krasis_pool_threads(const krasis_pool *pool) { return pool ? pool->matmul.threads() : 0; }
+int krasis_pool_threads(const krasis_pool *pool) { return pool ? pool->pool.threads() : 0; }
 
 int krasis_pool_isa(const krasis_pool *pool) { return pool ? pool->isa : KRASIS_ISA_AUTO; }
 

@@ -2,6 +2,10 @@
 
 #ifdef KRASIS_X86
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace krasis {
@@ -12,13 +16,26 @@ namespace {
 constexpr unsigned kOsSavesState = 1u << 27, kFma = 1u << 12;          // leaf 1, ecx
 constexpr unsigned kAvx2 = 1u << 5;                                    // leaf 7, ebx
 constexpr unsigned kAvx512 = 1u << 16 | 1u << 30 | 1u << 31;           // leaf 7, ebx: F, BW and VL
+constexpr unsigned kVnni = 1u << 11;                                   // leaf 7, ecx
+constexpr unsigned kAmx = 1u << 24 | 1u << 25;                         // leaf 7, edx: tiles, int8
 constexpr unsigned kAvxState = 6, kAvx512State = kAvxState | 7u << 5;  // XCR0: xmm, ymm; masks, zmm
+constexpr unsigned kTileState = 3u << 17;                              // XCR0: configuration, tiles
+constexpr int kRequestState = 0x1023, kTileData = 18;                  // arch_prctl(2): ARCH_REQ_XCOMP_PERM
 
 // Written out because the intrinsic needs a special flag.
 unsigned saved_state() {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
+}
+
+// Linux gives tiles to processes that ask.
+bool may_use_tiles() {
+#ifdef __linux__
+    return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 int detect() {
@@ -29,8 +46,12 @@ int detect() {
     const unsigned state = saved_state();
     if ((state & kAvxState) != kAvxState || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & kAvx2))
         return KRASIS_ISA_SCALAR;
-    const bool wide = (state & kAvx512State) == kAvx512State && (b & kAvx512) == kAvx512;
-    return wide ? KRASIS_ISA_AVX512 : KRASIS_ISA_AVX2;
+    if ((state & kAvx512State) != kAvx512State || (b & kAvx512) != kAvx512)
+        return KRASIS_ISA_AVX2;
+    if (!(c & kVnni))
+        return KRASIS_ISA_AVX512;
+    const bool tiles = (state & kTileState) == kTileState && (d & kAmx) == kAmx;
+    return tiles && may_use_tiles() ? KRASIS_ISA_AMX : KRASIS_ISA_VNNI;
 }
 
 } // namespace
@@ -52,6 +73,8 @@ const Kernels *kernels_of(int isa) {
 #ifdef KRASIS_X86
     case KRASIS_ISA_AVX2:
     case KRASIS_ISA_AVX512: return &avx2_kernels();
+    case KRASIS_ISA_VNNI:
+    case KRASIS_ISA_AMX: return &vnni_kernels();
 #endif
     default: return nullptr;
     }
@@ -64,7 +87,9 @@ const Quantizers *quantizers_of(int isa) {
     case KRASIS_ISA_SCALAR: return &scalar_quantizers();
 #ifdef KRASIS_X86
     case KRASIS_ISA_AVX2: return &avx2_quantizers();
-    case KRASIS_ISA_AVX512: return &avx512_quantizers();
+    case KRASIS_ISA_AVX512:
+    case KRASIS_ISA_VNNI:
+    case KRASIS_ISA_AMX: return &avx512_quantizers();
 #endif
     default: return nullptr;
     }

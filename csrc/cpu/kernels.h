@@ -35,12 +35,14 @@ struct Kernels {
 
     Prepare prepare[4];      // by codec
     Multiply multiply[4][3]; // by codec and layout; null where the two do not go together
+    uint32_t (*read)(const uint8_t *line, int64_t lines);
     void (*feed_back)(const Feedback &, float *errors);
 };
 
 const Kernels &scalar_kernels();
 #ifdef KRASIS_X86
 const Kernels &avx2_kernels();
+const Kernels &vnni_kernels();
 #endif
 
 } // namespace krasis

@@ -130,7 +130,7 @@ void Matmul::prepare_share(int thread) {
     double total = 0, base = 0;
     for (const Step &step : steps_)
         total += step.tokens;
-    const Share share(total, thread, threads());
+    const Share share(total, thread, pool_.threads());
     for (const Step &step : steps_) {
         const auto prepare = kernels_.prepare[step.work.job.matrix->codec];
         share.of(base, 1, step.tokens, [&](int64_t first, int64_t last) { prepare(step.work, first, last); });
@@ -142,7 +142,7 @@ void Matmul::multiply_share(int thread) {
     double total = 0, base = 0;
     for (const Step &step : steps_)
         total += step.units * step.unit_cost;
-    const Share share(total, thread, threads());
+    const Share share(total, thread, pool_.threads());
     for (const Step &step : steps_) {
         const krasis_matrix &matrix = *step.work.job.matrix;
         const auto multiply = kernels_.multiply[matrix.codec][matrix.layout];

@@ -11,9 +11,7 @@ namespace krasis {
 
 class Matmul {
 public:
-    Matmul(int threads, const Kernels &kernels) : pool_(threads), kernels_(kernels) {}
-
-    int threads() const { return pool_.threads(); }
+    Matmul(Pool &pool, const Kernels &kernels) : pool_(pool), kernels_(kernels) {}
 
     // Throws std::bad_alloc. One call at a time.
     void run(const krasis_job *jobs, size_t count);
@@ -31,7 +29,7 @@ private:
     void prepare_share(int thread);
     void multiply_share(int thread);
 
-    Pool pool_;
+    Pool &pool_;
     const Kernels &kernels_;
     std::vector<Step> steps_;
     std::vector<unsigned char> scratch_; // the activations of all steps; it only grows

@@ -6,6 +6,7 @@
 #include "marlin.h"
 #include "plain.h"
 #include "prepare.h"
+#include "read.h"
 
 namespace krasis {
 
@@ -18,6 +19,7 @@ constexpr Kernels kTable = {
         {nullptr, nullptr, multiply_plain<Isa>},
         {multiply_interleaved<Isa, InterleavedNibbles<Mxfp4>>, multiply_marlin<Isa, MarlinNibbles<Mxfp4>>, nullptr},
     },
+    read_lines<Isa>,
     feed_back<Isa>,
 };
 

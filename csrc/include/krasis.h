@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define KRASIS_API __attribute__((visibility("default")))
-#define KRASIS_ABI_VERSION 3
+#define KRASIS_ABI_VERSION 4
 
 typedef enum krasis_status {
     KRASIS_OK = 0,
@@ -36,7 +36,9 @@ typedef enum krasis_isa {
     KRASIS_ISA_AUTO = -1,
     KRASIS_ISA_SCALAR = 0,
     KRASIS_ISA_AVX2 = 1,  /* AVX2 and FMA */
-    KRASIS_ISA_AVX512 = 2 /* AVX-512 F, BW and VL; products are those of AVX2 */
+    KRASIS_ISA_AVX512 = 2, /* AVX-512 F, BW and VL; products are those of AVX2 */
+    KRASIS_ISA_VNNI = 3,   /* with AVX-512 VNNI */
+    KRASIS_ISA_AMX = 4     /* with AMX int8, for many tokens */
 } krasis_isa;
 
 typedef enum krasis_codec {
@@ -88,6 +90,10 @@ KRASIS_API void krasis_pool_destroy(krasis_pool *pool);
 KRASIS_API int krasis_pool_threads(const krasis_pool *pool);
 /* KRASIS_ISA_AUTO for a null pool. */
 KRASIS_API int krasis_pool_isa(const krasis_pool *pool);
+
+/* Reads `bytes`, a multiple of 64, with every thread, as fast as memory goes. `sum` receives the sum of the 32-bit words,
+ * modulo 2^32. */
+KRASIS_API int krasis_read(krasis_pool *pool, const void *data, int64_t bytes, uint32_t *sum);
 
 /* One product; see krasis_job. Calls on one pool from several threads run one after another.
  *

@@ -14,7 +14,7 @@ from krasis.native.cores import physical_cores
 from krasis.native.library import cpu_library
 from krasis.native.matrix import Matrix as Matrix
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 """Instruction sets in the order of `krasis_isa`, best last."""
 
 ISA_VARIABLE = "KRASIS_ISA"
@@ -57,6 +57,7 @@ class Pool:
             raise _pool_error(count, isa, status.value)
         self._handle: int | None = handle
         self._matmul, self._matmul_batch = library.krasis_matmul, library.krasis_matmul_batch
+        self._read = library.krasis_read
         self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
         self.threads: int = library.krasis_pool_threads(handle)
         self.isa = ISAS[library.krasis_pool_isa(handle)]
@@ -72,7 +73,7 @@ class Pool:
         y, n_out = _result(matrix, m, n_out)
         status = self._matmul(self._handle, matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
         if status:
-            raise self._error(status, [(matrix, x, n_out)])
+            raise self._error(status, _shapes([(matrix, x, n_out)]))
         return y
 
     def matmul_batch(self, jobs: Sequence[tuple[Matrix, Tensor, int]]) -> list[Tensor]:
@@ -87,8 +88,20 @@ class Pool:
             array[i] = _CJob(matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
             results.append(y)
         if status := self._matmul_batch(self._handle, ctypes.addressof(array), len(jobs)):
-            raise self._error(status, jobs)
+            raise self._error(status, _shapes(jobs))
         return results
+
+    def read(self, memory: Tensor) -> int:
+        """Read a contiguous tensor of a multiple of 64 bytes with every thread; the sum of its 32-bit words mod 2^32.
+
+        Raises InputError for any other tensor, KrasisError if the pool is closed.
+        """
+        if memory.device.type != "cpu" or not memory.is_contiguous():
+            raise InputError(f"a tensor with strides {memory.stride()} on {memory.device}", expected="one run of memory")
+        total = ctypes.c_uint32()
+        if status := self._read(self._handle, memory.data_ptr(), memory.nbytes, ctypes.byref(total)):
+            raise self._error(status, f"{memory.nbytes} bytes")
+        return total.value
 
     def close(self) -> None:
         """End the threads. Products after this raise KrasisError; closing again does nothing."""
@@ -103,11 +116,12 @@ class Pool:
     ) -> None:
         self.close()
 
-    def _error(self, status: int, jobs: Sequence[tuple[Matrix, Tensor, int]]) -> KrasisError:
-        if self._handle is None:
-            return KrasisError("the pool is closed")
-        shapes = (f"x {tuple(x.shape)} into {n_out} of K = {matrix.k}, N = {matrix.n}" for matrix, x, n_out in jobs)
-        return InputError(_message(status), where=", ".join(shapes))
+    def _error(self, status: int, where: str) -> KrasisError:
+        return KrasisError("the pool is closed") if self._handle is None else InputError(_message(status), where=where)
+
+
+def _shapes(jobs: Sequence[tuple[Matrix, Tensor, int]]) -> str:
+    return ", ".join(f"x {tuple(x.shape)} into {n_out} of K = {matrix.k}, N = {matrix.n}" for matrix, x, n_out in jobs)
 
 
 def _shape_of(x: Tensor) -> tuple[int, int, int]:

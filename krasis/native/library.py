@@ -11,7 +11,7 @@ from krasis.errors import KrasisError
 ERROR_ISA = 7
 """The status where this machine lacks the instruction set."""
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 Signatures = dict[str, tuple[Any, list[Any]]]
@@ -28,6 +28,7 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_pool_destroy": (None, [_POINTER]),
     "krasis_pool_threads": (_INT, [_POINTER]),
     "krasis_pool_isa": (_INT, [_POINTER]),
+    "krasis_read": (_INT, [_POINTER, _POINTER, _LONG, ctypes.POINTER(ctypes.c_uint32)]),
     "krasis_matmul": (_INT, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG]),
     "krasis_matmul_batch": (_INT, [_POINTER, _POINTER, _LONG]),
     "krasis_quantize": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
