@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "krasis.h"
+#include "moe.h"
 
 namespace krasis {
 
@@ -12,5 +13,6 @@ inline bool aligned(const void *p, size_t bytes) { return reinterpret_cast<uintp
 
 krasis_status check(const krasis_matrix &matrix);
 krasis_status check(const krasis_job &job);
+krasis_status check(const MoeCall &call);
 
 } // namespace krasis

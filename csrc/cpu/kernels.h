@@ -35,6 +35,11 @@ struct Kernels {
 
     Prepare prepare[4];      // by codec
     Multiply multiply[4][3]; // by codec and layout; null where the two do not go together
+    // Both of expert.h.
+    void (*activate)(const krasis_experts &, int64_t expert, const float *gate_up, int64_t first, int64_t last,
+                     int8_t *q, float *scale, int32_t *sum);
+    void (*add_weighted)(const krasis_experts &, int64_t expert, float weight, const float *x, float *y, int64_t first,
+                         int64_t last);
     uint32_t (*read)(const uint8_t *line, int64_t lines);
     void (*feed_back)(const Feedback &, float *errors);
 };

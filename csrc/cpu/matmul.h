@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "scratch.h"
 
 namespace krasis {
 
@@ -32,7 +33,7 @@ private:
     Pool &pool_;
     const Kernels &kernels_;
     std::vector<Step> steps_;
-    std::vector<unsigned char> scratch_; // the activations of all steps; it only grows
+    Scratch scratch_; // the activations of all steps
 };
 
 } // namespace krasis

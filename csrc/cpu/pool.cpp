@@ -55,6 +55,15 @@ void Pool::run(Task task, void *context) {
         wait_for_change(busy_, left);
 }
 
+void Pool::meet() {
+    const uint32_t meeting = meetings_.load(std::memory_order_relaxed);
+    if (met_.fetch_add(1, std::memory_order_acq_rel) + 1 < static_cast<uint32_t>(threads_))
+        return wait_for_change(meetings_, meeting);
+    met_.store(0, std::memory_order_relaxed);
+    meetings_.fetch_add(1, std::memory_order_release);
+    meetings_.notify_all();
+}
+
 void Pool::work(int thread) {
     for (uint32_t seen = 0;; seen++) {
         wait_for_change(round_, seen);

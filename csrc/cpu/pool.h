@@ -23,6 +23,9 @@ public:
     // at a time.
     void run(Task task, void *context);
 
+    // Within a task, called by every thread: returns once all have come.
+    void meet();
+
 private:
     void work(int thread);
     void stop();
@@ -32,6 +35,8 @@ private:
     void *context_ = nullptr;
     alignas(64) std::atomic<uint32_t> round_{0};
     alignas(64) std::atomic<uint32_t> busy_{0};
+    alignas(64) std::atomic<uint32_t> met_{0};
+    alignas(64) std::atomic<uint32_t> meetings_{0};
     std::vector<std::thread> workers_;
 };
 

@@ -1,6 +1,7 @@
 // The kernels of one instruction set.
 #pragma once
 
+#include "expert.h"
 #include "feedback.h"
 #include "interleaved.h"
 #include "marlin.h"
@@ -19,6 +20,8 @@ constexpr Kernels kTable = {
         {nullptr, nullptr, multiply_plain<Isa>},
         {multiply_interleaved<Isa, InterleavedNibbles<Mxfp4>>, multiply_marlin<Isa, MarlinNibbles<Mxfp4>>, nullptr},
     },
+    activate<Isa>,
+    add_weighted<Isa>,
     read_lines<Isa>,
     feed_back<Isa>,
 };

@@ -116,6 +116,33 @@ KRASIS_API int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, con
  * quantize it once. Nothing is computed unless every job is valid. */
 KRASIS_API int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count);
 
+typedef enum krasis_activation {
+    KRASIS_SWIGLU = 0,        /* gate * sigmoid(gate) * up */
+    KRASIS_CLAMPED_SWIGLU = 1 /* (up + 1) * gate * sigmoid(alpha * gate), gate at most and up within `limit` */
+} krasis_activation;
+
+/* The experts of a layer, all alike: record e has every array of the first one e * stride bytes further.
+ * w13 has gate over up: column i of gate is i, of up w13.n / 2 + i. Biases, laid out as the columns, are null or float32 or
+ * bf16 bits. `hidden` columns go in and come out, `size` lie between; matrices may be larger, as they are padded. All are
+ * quantized. */
+typedef struct krasis_experts {
+    krasis_matrix w13, w2;
+    const void *b13, *b2;
+    int64_t count, stride;
+    int32_t hidden, size;
+    int32_t bias_type; /* krasis_type */
+    int32_t activation;
+    float alpha, limit;
+} krasis_experts;
+
+/* y[m][hidden] = sum over i < chosen of weights[m][i] * expert ids[m][i] of x[m][hidden], rows ldx and ldy elements apart.
+ *
+ * gate and up are products as krasis_matmul gives them, and w2's of activation(gate + b, up + b); then, from y = 0 and
+ * by ascending expert, y = fma(weight, product + b2, y). The same bit for bit on every instruction set, in every layout,
+ * with every thread count and batch size. KRASIS_ERROR_SHAPE for an id that is no expert's. */
+KRASIS_API int krasis_moe(krasis_pool *pool, const krasis_experts *experts, const float *x, int64_t m, int64_t ldx,
+                          const int64_t *ids, const float *weights, int64_t chosen, float *y, int64_t ldy);
+
 typedef enum krasis_type { KRASIS_FLOAT32 = 0, KRASIS_BFLOAT16 = 1, KRASIS_FLOAT16 = 2 } krasis_type;
 
 /* Row-major weights with rows `stride` elements apart. */

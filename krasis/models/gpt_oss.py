@@ -1,7 +1,6 @@
 """gpt-oss: attention with sinks, in some layers over a window; clamped experts with biases (gpt-oss model card)."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.linear import biased
+from krasis.models.blocks.mlp import ClampedSwiglu
 from krasis.models.blocks.moe import Moe
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
 from krasis.models.blocks.routing import top_k_softmax
@@ -143,7 +143,7 @@ def build(spec: Spec, weights: Weights) -> Decoder:
 def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
     name = f"layers.{layer}"
     bias = weights.tensor(name, "router_bias").float()
-    activation = partial(clamped_swiglu, alpha=spec.swiglu_alpha, limit=spec.swiglu_limit)
+    activation = ClampedSwiglu(spec.swiglu_alpha, spec.swiglu_limit)
     moe = Moe(weights, name, lambda logits: top_k_softmax(logits + bias, spec.experts_per_token), activation=activation)
     return Layer(weights, name, _Attention(spec, weights, layer), moe, spec.norm_eps)
 
@@ -161,9 +161,3 @@ class _Attention:
         q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
         q, k = rotate(q, angles), rotate(k, angles)
         return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5, self._sinks).flatten(-2))
-
-
-def clamped_swiglu(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
-    """(up + 1) gate sigmoid(alpha gate), gate being at most `limit` and up within it (`swiglu` of openai/gpt-oss)."""
-    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return (up + 1) * gate * (alpha * gate).sigmoid()

@@ -116,8 +116,19 @@ class Pool:
     ) -> None:
         self.close()
 
+    @property
+    def handle(self) -> int | None:
+        """The `krasis_pool`, None once closed."""
+        return self._handle
+
+    def check_open(self) -> None:
+        """Raises KrasisError if the pool is closed."""
+        if self._handle is None:
+            raise KrasisError("the pool is closed")
+
     def _error(self, status: int, where: str) -> KrasisError:
-        return KrasisError("the pool is closed") if self._handle is None else InputError(_message(status), where=where)
+        self.check_open()
+        return InputError(message(status), where=where)
 
 
 def _shapes(jobs: Sequence[tuple[Matrix, Tensor, int]]) -> str:
@@ -153,9 +164,10 @@ def isa_number(isa: str | None) -> int:
 
 def _pool_error(threads: int, isa: str | None, status: int) -> KrasisError:
     return KrasisError(
-        _message(status), where=f"{isa or 'auto'}, {threads} threads", hint=f"this machine has {best_isa()}"
+        message(status), where=f"{isa or 'auto'}, {threads} threads", hint=f"this machine has {best_isa()}"
     )
 
 
-def _message(status: int) -> str:
+def message(status: int) -> str:
+    """What a status says."""
     return str(cpu_library().krasis_strerror(status).decode())

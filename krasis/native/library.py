@@ -31,6 +31,7 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_read": (_INT, [_POINTER, _POINTER, _LONG, ctypes.POINTER(ctypes.c_uint32)]),
     "krasis_matmul": (_INT, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG]),
     "krasis_matmul_batch": (_INT, [_POINTER, _POINTER, _LONG]),
+    "krasis_moe": (_INT, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _LONG]),
     "krasis_quantize": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
     "krasis_int4_feedback": (_INT, [_INT, *[_POINTER] * 4, _LONG, _LONG, _LONG, _POINTER, _POINTER]),
     "krasis_pack": (_INT, [_INT, _POINTER, _INT, _POINTER, _LONG, _LONG]),

@@ -17,7 +17,9 @@ _GROUP_SIZES = {"int4": (32, 64, 128), "int8": (32, 64, 128), "mxfp4": (32,)}
 _SCALE_DTYPES = {"int4": torch.bfloat16, "int8": torch.bfloat16, "mxfp4": torch.uint8}
 
 
-class _CMatrix(ctypes.Structure):
+class CMatrix(ctypes.Structure):
+    """`krasis_matrix`."""
+
     _fields_ = (
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
@@ -48,7 +50,7 @@ class Matrix:
     group_size: int
     codes: Tensor
     scales: Tensor | None = None
-    c_struct: _CMatrix = field(init=False, repr=False)
+    c_struct: CMatrix = field(init=False, repr=False)
     address: int = field(init=False, repr=False)
     """Of a `krasis_matrix`, valid while this object lives."""
 
@@ -56,7 +58,7 @@ class Matrix:
         self._check()
         scales = None if self.scales is None else self.scales.data_ptr()
         codec, layout = _CODECS[self.codec], _LAYOUTS[self.layout]
-        c_struct = _CMatrix(self.codes.data_ptr(), scales, codec, layout, self.k, self.n, self.group_size)
+        c_struct = CMatrix(self.codes.data_ptr(), scales, codec, layout, self.k, self.n, self.group_size)
         object.__setattr__(self, "c_struct", c_struct)
         object.__setattr__(self, "address", ctypes.addressof(c_struct))
 

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from krasis.models.family import Linear
+from krasis.models.family import Activation, Experts, Linear
 from krasis.pack.record import TensorSpec
 
 KvDtype = Literal["f32", "bf16", "fp8"]
@@ -29,6 +29,15 @@ class PackedMatrix:
     values: Tensor | None
 
 
+@dataclass(frozen=True)
+class ExpertRecords:
+    """The experts of a layer, records of one form `stride` bytes apart: `first` has the tensors of the first."""
+
+    first: dict[str, PackedMatrix]
+    count: int
+    stride: int
+
+
 class Backend(Protocol):
     """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told."""
 
@@ -41,6 +50,9 @@ class Backend(Protocol):
 
     def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """Products with several matrices at once, one x for each, as `linear` gives them."""
+
+    def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
+        """The experts of a layer in kernels of their own, None where there are none for their codec or activation."""
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from krasis.models.family import Linear
+from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
+from krasis.models.family import Activation, Experts, Linear
 from krasis.native.cpu import Matrix, Pool
+from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
 from krasis.pack.record import TensorSpec
 from krasis.runtime.attention import fast_attention
-from krasis.runtime.backend import KvDtype, PackedMatrix, strip_parts
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, strip_parts
 
 
 class CpuBackend:
@@ -42,8 +44,25 @@ class CpuBackend:
 
         return run
 
+    def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
+        w13, w2 = records.first["w13"], records.first["w2"]
+        native = _native_activation(activation)
+        if native is None or not (w13.spec.quantized and w2.spec.quantized):
+            return None
+        shape = ExpertShape(records.count, records.stride, w13.spec.shape[1], w2.spec.shape[1])
+        b13, b2 = (records.first[name].values if name in records.first else None for name in ("b13", "b2"))
+        return NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         return fast_attention(q, k, v, scale, window, sinks)
+
+
+def _native_activation(activation: Activation) -> NativeActivation | None:
+    if activation is swiglu:
+        return NativeActivation()
+    if isinstance(activation, ClampedSwiglu):
+        return NativeActivation("clamped_swiglu", activation.alpha, activation.limit)
+    return None
 
 
 def _is_float32(matrix: PackedMatrix) -> bool:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from krasis import layout as layouts
 from krasis import quant
-from krasis.models.family import Linear
+from krasis.models.family import Activation, Experts, Linear
 from krasis.quant.codec import Quantized
 from krasis.runtime.attention import reference_attention
-from krasis.runtime.backend import KvDtype, PackedMatrix, strip_parts
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, strip_parts
 
 
 class ReferenceBackend:
@@ -27,6 +27,9 @@ class ReferenceBackend:
     def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         linears = [self.linear(matrix) for matrix in matrices]
         return lambda xs: [linear(x) for linear, x in zip(linears, xs, strict=True)]
+
+    def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
+        return None
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         return reference_attention(q, k, v, scale, window, sinks)

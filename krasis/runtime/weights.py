@@ -6,7 +6,7 @@ from krasis.errors import InputError
 from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.pack.reader import Pack
-from krasis.runtime.backend import Backend, PackedMatrix, strip_parts
+from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
 from krasis.runtime.heads import PackedHeads
 from krasis.runtime.moments import Moments
@@ -42,6 +42,19 @@ class PackWeights:
         return PackedHeads(matrices, self._backend.products(matrices))
 
     def experts(self, segment: str, activation: Activation) -> Experts:
+        layer = int(segment.split(".")[1])
+        experts = None if self._moments else self._backend.experts(self._records(segment), activation)
+        if experts is None:
+            experts = self._one_by_one(segment, layer, activation)
+        return experts if self._tracer is None else _traced(experts, layer, self._tracer)
+
+    def _records(self, segment: str) -> ExpertRecords:
+        found = self._pack.segment(segment, self._layout(segment))
+        return ExpertRecords(self._matrices(segment, 0), found.count, found.record_bytes)
+
+    def _one_by_one(self, segment: str, layer: int, activation: Activation) -> Experts:
+        """Experts as two products each, whatever they are made of, whoever watches them."""
+
         def load(expert: int) -> tuple[Linear, Linear]:
             found = self._matrices(segment, expert)
             w13, w2 = (
@@ -50,12 +63,9 @@ class PackWeights:
             )
             return w13, w2
 
-        layer = int(segment.split(".")[1])
         if self._moments is None:
-            experts: Experts = RoutedExperts(load, activation)
-        else:
-            experts = self._moments.watch(layer, load, lambda watched: RoutedExperts(watched, activation))
-        return experts if self._tracer is None else _traced(experts, layer, self._tracer)
+            return RoutedExperts(load, activation)
+        return self._moments.watch(layer, load, lambda watched: RoutedExperts(watched, activation))
 
     def _matrices(self, segment: str, index: int) -> dict[str, PackedMatrix]:
         layout = self._layout(segment)

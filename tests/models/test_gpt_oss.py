@@ -7,7 +7,7 @@ import torch
 from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, round_trip, transformers
 
 from krasis import quant
-from krasis.models.gpt_oss import clamped_swiglu
+from krasis.models.blocks.mlp import ClampedSwiglu
 from krasis.runtime import plan
 
 ODD = {
@@ -122,6 +122,6 @@ def test_the_activation_is_the_formula_on_both_sides_of_the_limits():
     values = [-9.0, -2.5, -2.0, -1.9, 0.0, 1.9, 2.0, 2.5, 9.0]
     for gate in values:
         for up in values:
-            found = clamped_swiglu(torch.tensor(gate), torch.tensor(up), alpha=1.702, limit=2.0)
+            found = ClampedSwiglu(alpha=1.702, limit=2.0)(torch.tensor(gate), torch.tensor(up))
             g, u = min(gate, 2.0), min(max(up, -2.0), 2.0)
             assert found.item() == pytest.approx((u + 1) * g / (1 + math.exp(-1.702 * g)), rel=1e-5, abs=1e-7)

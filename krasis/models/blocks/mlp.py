@@ -1,5 +1,7 @@
 """Gated MLPs and their activations."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -9,6 +11,18 @@ from krasis.models.family import Linear, Weights
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020)."""
     return functional.silu(gate) * up
+
+
+@dataclass(frozen=True)
+class ClampedSwiglu:
+    """(up + 1) gate sigmoid(alpha gate), gate being at most `limit` and up within it (`swiglu` of openai/gpt-oss)."""
+
+    alpha: float
+    limit: float
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * (self.alpha * gate).sigmoid()
 
 
 class GatedMlp:

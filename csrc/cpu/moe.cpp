@@ -1,0 +1,201 @@
+#include "moe.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+#include "share.h"
+#include "team.h"
+
+namespace krasis {
+namespace {
+
+// Slots whose products are held at once: enough to keep every thread busy, few enough for the last-level cache.
+constexpr int64_t kSlots = 2048;
+// Reading weights takes as long as multiplying them with about this many tokens.
+constexpr double kReadTokens = 4;
+
+krasis_matrix of_expert(krasis_matrix matrix, int64_t offset) {
+    matrix.codes = static_cast<const char *>(matrix.codes) + offset;
+    matrix.scales = static_cast<const char *>(matrix.scales) + offset;
+    return matrix;
+}
+
+Activations from(const Activations &all, const krasis_matrix &matrix, int64_t row) {
+    const int64_t groups = matrix.k / matrix.group_size;
+    return {all.q + row * matrix.k, all.scale + row * groups, all.sum + row * groups, nullptr, 0};
+}
+
+} // namespace
+
+void Moe::run(const MoeCall &call) {
+    call_ = call;
+    if (call.m == 0)
+        return;
+    sort();
+    plan();
+    place();
+    pool_.run([](void *self, int thread) { static_cast<Moe *>(self)->work(thread); }, this);
+}
+
+void Moe::sort() {
+    const int64_t all = call_.m * call_.chosen;
+    starts_.assign(call_.experts.count + 1, 0);
+    for (int64_t i = 0; i < all; i++)
+        starts_[call_.ids[i] + 1]++;
+    for (int64_t e = 0; e < call_.experts.count; e++)
+        starts_[e + 1] += starts_[e];
+    slots_.resize(all);
+    for (int64_t i = 0; i < all; i++)
+        slots_[starts_[call_.ids[i]]++] = {i / call_.chosen, call_.weights[i]};
+    // Now starts_[e] is where the slots of e end.
+}
+
+void Moe::plan() {
+    runs_.clear();
+    batches_.clear();
+    int64_t slot = 0;
+    for (int64_t expert = 0; expert < call_.experts.count; expert++)
+        while (slot < starts_[expert]) {
+            const int64_t slots = std::min(starts_[expert] - slot, kSlots);
+            if (batches_.empty() || slot + slots - batches_.back().first_slot > kSlots)
+                batches_.push_back({runs_.size(), runs_.size(), slot, slot});
+            runs_.push_back({expert, slot, slots});
+            slot += slots;
+            batches_.back().last_run = runs_.size();
+            batches_.back().last_slot = slot;
+        }
+}
+
+void Moe::place() {
+    const krasis_experts &experts = call_.experts;
+    int64_t slots = 0;
+    for (const Batch &batch : batches_)
+        slots = std::max(slots, batch.last_slot - batch.first_slot);
+    const auto lay_out = [&](Cursor cursor) {
+        tokens_ = krasis::place(experts.w13, call_.m, cursor);
+        inputs_ = call_.m == 1 ? tokens_ : krasis::place(experts.w13, slots, cursor);
+        inner_ = krasis::place(experts.w2, slots, cursor);
+        gate_up_ = cursor.take<float>(slots * experts.w13.n);
+        out_ = cursor.take<float>(slots * experts.w2.n);
+        return cursor.at();
+    };
+    const uintptr_t bytes = lay_out(Cursor(nullptr));
+    lay_out(Cursor(scratch_.of(bytes)));
+}
+
+void Moe::work(int thread) {
+    quantize_tokens(thread);
+    pool_.meet();
+    for (const Batch &batch : batches_) {
+        if (call_.m > 1) {
+            gather(batch, thread);
+            pool_.meet();
+        }
+        multiply(batch, false, thread);
+        pool_.meet();
+        activate(batch, thread);
+        pool_.meet();
+        multiply(batch, true, thread);
+        pool_.meet();
+        add(batch, thread);
+    }
+}
+
+void Moe::quantize_tokens(int thread) {
+    const krasis_job job{&call_.experts.w13, call_.x, call_.m, call_.ldx, call_.experts.hidden, nullptr, 0, 0};
+    const Share share(static_cast<double>(call_.m), thread, pool_.threads());
+    share.of(0, 1, call_.m, [&](int64_t first, int64_t last) {
+        kernels_.prepare[job.matrix->codec]({job, tokens_}, first, last);
+        for (int64_t token = first; token < last; token++)
+            std::memset(call_.y + token * call_.ldy, 0, call_.experts.hidden * sizeof(float));
+    });
+}
+
+void Moe::gather(const Batch &batch, int thread) {
+    const krasis_matrix &w13 = call_.experts.w13;
+    const int64_t groups = w13.k / w13.group_size, slots = batch.last_slot - batch.first_slot;
+    const Share share(static_cast<double>(slots), thread, pool_.threads());
+    share.of(0, 1, slots, [&](int64_t first, int64_t last) {
+        for (int64_t slot = first; slot < last; slot++) {
+            const Activations source = from(tokens_, w13, slots_[batch.first_slot + slot].token);
+            const Activations target = from(inputs_, w13, slot);
+            std::memcpy(target.q, source.q, w13.k);
+            std::memcpy(target.scale, source.scale, groups * sizeof(float));
+            std::memcpy(target.sum, source.sum, groups * sizeof(int32_t));
+        }
+    });
+}
+
+void Moe::multiply(const Batch &batch, bool down, int thread) {
+    const krasis_experts &experts = call_.experts;
+    const krasis_matrix &first = down ? experts.w2 : experts.w13;
+    const int64_t units = units_of(first, down ? experts.hidden : first.n);
+    const auto cost = [&](const Run &run) { return kReadTokens + static_cast<double>(run.slots); };
+    const auto kernel = kernels_.multiply[first.codec][first.layout];
+    double total = 0, base = 0;
+    for (size_t r = batch.first_run; r < batch.last_run; r++)
+        total += cost(runs_[r]) * units;
+    const Share share(total, thread, pool_.threads());
+    for (size_t r = batch.first_run; r < batch.last_run; r++) {
+        const Run &run = runs_[r];
+        share.of(base, cost(run), units, [&](int64_t begin, int64_t end) {
+            const krasis_matrix matrix = of_expert(first, run.expert * experts.stride);
+            const int64_t slot = run.first - batch.first_slot;
+            const bool one_token = !down && call_.m == 1;
+            float *y = (down ? out_ : gate_up_) + slot * matrix.n;
+            const krasis_job job{&matrix, nullptr, run.slots, 0, matrix.k, y, matrix.n, matrix.n};
+            kernel({job, from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot)}, begin, end);
+        });
+        base += cost(run) * units;
+    }
+}
+
+void Moe::activate(const Batch &batch, int thread) {
+    const krasis_experts &experts = call_.experts;
+    const int64_t groups = experts.w2.k / experts.w2.group_size;
+    double base = 0;
+    const Share share(static_cast<double>((batch.last_slot - batch.first_slot) * groups), thread, pool_.threads());
+    for (size_t r = batch.first_run; r < batch.last_run; r++)
+        for (int64_t i = 0; i < runs_[r].slots; i++, base += groups)
+            share.of(base, 1, groups, [&](int64_t begin, int64_t end) {
+                const int64_t slot = runs_[r].first + i - batch.first_slot;
+                const Activations target = from(inner_, experts.w2, slot);
+                kernels_.activate(experts, runs_[r].expert, gate_up_ + slot * experts.w13.n, begin, end, target.q,
+                                  target.scale, target.sum);
+            });
+}
+
+void Moe::add(const Batch &batch, int thread) {
+    const krasis_experts &experts = call_.experts;
+    const int64_t units = round_up(experts.hidden, kUnit) / kUnit;
+    const Share share(static_cast<double>(units), thread, pool_.threads());
+    share.of(0, 1, units, [&](int64_t begin, int64_t end) {
+        for (size_t r = batch.first_run; r < batch.last_run; r++)
+            for (int64_t i = 0; i < runs_[r].slots; i++) {
+                const Slot &slot = slots_[runs_[r].first + i];
+                const float *x = out_ + (runs_[r].first + i - batch.first_slot) * experts.w2.n;
+                kernels_.add_weighted(experts, runs_[r].expert, slot.weight, x, call_.y + slot.token * call_.ldy,
+                                      begin * kUnit, end * kUnit);
+            }
+    });
+}
+
+} // namespace krasis
+
+int krasis_moe(krasis_pool *pool, const krasis_experts *experts, const float *x, int64_t m, int64_t ldx,
+               const int64_t *ids, const float *weights, int64_t chosen, float *y, int64_t ldy) {
+    using namespace krasis;
+    if (!pool || !experts)
+        return KRASIS_ERROR_NULL;
+    const MoeCall call{*experts, x, m, ldx, ids, weights, chosen, y, ldy};
+    if (const krasis_status status = check(call))
+        return status;
+    try {
+        const std::lock_guard<std::mutex> lock(pool->mutex);
+        pool->moe.run(call);
+        return KRASIS_OK;
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
+}

@@ -1,0 +1,74 @@
+// A mixture of experts in one wake of the pool: every expert is read once, for all tokens that chose it.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+#include "scratch.h"
+
+namespace krasis {
+
+// What krasis_moe is given.
+struct MoeCall {
+    krasis_experts experts;
+    const float *x;
+    int64_t m, ldx;
+    const int64_t *ids;
+    const float *weights;
+    int64_t chosen;
+    float *y;
+    int64_t ldy;
+};
+
+class Moe {
+public:
+    Moe(Pool &pool, const Kernels &kernels) : pool_(pool), kernels_(kernels) {}
+
+    // Of a valid call. Throws std::bad_alloc.
+    void run(const MoeCall &call);
+
+private:
+    // A token at an expert. Slots are ordered by expert, then by token.
+    struct Slot {
+        int64_t token;
+        float weight;
+    };
+
+    // Neighbouring slots of one expert.
+    struct Run {
+        int64_t expert, first, slots;
+    };
+
+    // Runs [first_run, last_run), whose products are held at once.
+    struct Batch {
+        size_t first_run, last_run;
+        int64_t first_slot, last_slot;
+    };
+
+    void sort();
+    void plan();
+    void place();
+    void work(int thread);
+    void quantize_tokens(int thread);
+    void gather(const Batch &batch, int thread);
+    void multiply(const Batch &batch, bool down, int thread);
+    void activate(const Batch &batch, int thread);
+    void add(const Batch &batch, int thread);
+
+    Pool &pool_;
+    const Kernels &kernels_;
+    MoeCall call_;
+    std::vector<int64_t> starts_; // expert -> its first slot
+    std::vector<Slot> slots_;
+    std::vector<Run> runs_;
+    std::vector<Batch> batches_;
+    Scratch scratch_;
+    Activations tokens_; // of x
+    Activations inputs_; // of x, by the slots of a batch; where there is one token, the same as tokens_
+    Activations inner_;  // of what w2 multiplies
+    float *gate_up_;     // [slots of a batch][w13.n]
+    float *out_;         // [slots of a batch][w2.n]
+};
+
+} // namespace krasis

@@ -1,0 +1,49 @@
+// How work is split over threads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace krasis {
+
+// The units that make the first n_out columns of a matrix.
+inline int64_t units_of(const krasis_matrix &matrix, int64_t n_out) {
+    switch (matrix.layout) {
+    case KRASIS_LAYOUT_PLAIN: return n_out;
+    case KRASIS_LAYOUT_MARLIN: return round_up(n_out, 64) / kUnit;
+    default: return round_up(n_out, kUnit) / kUnit;
+    }
+}
+
+// In weight bytes times tokens.
+inline double unit_cost(const krasis_matrix &matrix, int64_t m) {
+    constexpr double kUnitBytesPerK[] = {kUnit / 2.0, kUnit, sizeof(uint16_t), kUnit / 2.0};
+    return kUnitBytesPerK[matrix.codec] * matrix.k * static_cast<double>(m);
+}
+
+// The part of a row of equal pieces, laid end to end over all steps, that belongs to one thread.
+struct Share {
+    double begin, end;
+
+    Share(double total, int thread, int threads)
+        : begin(total * thread / threads), end(total * (thread + 1) / threads) {}
+
+    // Calls action(first, last) for the share's pieces of `count` that begin at `base`. A piece belongs to the share
+    // in which it begins, so shares cover every piece once.
+    template <class Action> void of(double base, double piece, int64_t count, const Action &action) const {
+        const auto first = index(begin - base, piece, count), last = index(end - base, piece, count);
+        if (first < last)
+            action(first, last);
+    }
+
+private:
+    static int64_t index(double offset, double piece, int64_t count) {
+        return static_cast<int64_t>(std::ceil(std::clamp(offset / piece, 0.0, static_cast<double>(count))));
+    }
+};
+
+} // namespace krasis
