@@ -40,6 +40,7 @@ template <class Isa, class Codec> struct Interleaved {
 
     // One tile, T tokens.
     template <int T> void run(int64_t token) const {
+        constexpr int kChains = T == 1 ? 4 : 1; // sums that do not wait for each other
         constexpr int kAhead = 2048; // bytes: far enough to hide DRAM, near enough to stay in the first-level cache
         const krasis_matrix &matrix = *work.job.matrix;
         const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
@@ -50,17 +51,23 @@ template <class Isa, class Codec> struct Interleaved {
         for (int t = 0; t < T; t++)
             y[t] = Isa::floats(0);
         for (int64_t g = 0; g < groups; g++, scales += kUnit) {
-            typename Isa::Ints sum[T];
-            for (int t = 0; t < T; t++)
-                sum[t] = Isa::ints(-Codec::template kBias<Isa> * work.activations.sum[(token + t) * groups + g]);
-            for (int64_t i = 0; i < lines; i++, line += 64, q += Codec::kDepth) {
-                Isa::prefetch(line + kAhead);
-                Codec::template dot<Isa, T>(sum, line, q, k);
-            }
+            typename Isa::Ints sum[kChains][T];
+            for (int c = 0; c < kChains; c++)
+                for (int t = 0; t < T; t++)
+                    sum[c][t] = Isa::ints(0);
+            for (int64_t i = 0; i < lines; i += kChains)
+                for (int c = 0; c < kChains; c++, line += 64, q += Codec::kDepth) {
+                    Isa::prefetch(line + kAhead);
+                    Codec::template dot<Isa, T>(sum[c], line, q, k);
+                }
             const auto scale = Isa::widen(scales);
             for (int t = 0; t < T; t++) {
+                const int32_t bias = Codec::template kBias<Isa> * work.activations.sum[(token + t) * groups + g];
+                auto dot = Isa::add(sum[0][t], Isa::ints(-bias));
+                for (int c = 1; c < kChains; c++)
+                    dot = Isa::add(dot, sum[c][t]);
                 const auto both = Isa::mul(scale, Codec::kStep * work.activations.scale[(token + t) * groups + g]);
-                y[t] = Isa::fma(Isa::to_floats(sum[t]), both, y[t]);
+                y[t] = Isa::fma(Isa::to_floats(dot), both, y[t]);
             }
         }
         for (int t = 0; t < T; t++)

@@ -2,7 +2,7 @@
 //
 // A row of tiles holds 16 k of all columns. In it come, column tile by column tile, for c = 0..7 the eight columns
 // c, 8 + c, .. 56 + c of the tile side by side (and so do their scales). A unit is two neighbouring c. Memory is walked
-// row of tiles by row of tiles, with one accumulator a column in the first-level cache.
+// group by group, with one accumulator a column in the first-level cache.
 #pragma once
 
 #include "kernels.h"
@@ -12,8 +12,8 @@
 namespace krasis {
 
 constexpr int kTileDepth = 16;
-constexpr int kStripUnits = 128; // x 128 bytes of accumulators and 64 of y
-constexpr int64_t kAhead = 2048; // bytes to prefetch: into the next row of tiles at the end of a strip's part of this one
+constexpr int kStripUnits = 256; // x 64 bytes of y
+constexpr int64_t kAhead = 8192; // bytes to prefetch: into the next group at the end of a strip's part of this one
 
 // Which of the 16 activations of a row of tiles meets each byte of a line.
 struct alignas(64) BytePattern {
@@ -150,66 +150,54 @@ template <class Isa, class Codec> struct MarlinStrip {
     int units;    // at most kStripUnits / tokens
 
     template <int T> void run(int64_t token) const {
-        const krasis_matrix &matrix = *work.job.matrix;
-        const int64_t groups = matrix.k / matrix.group_size;
-        alignas(64) Sum sum[kStripUnits / T][T][2];
         alignas(64) float y[kStripUnits / T][T][kUnit];
         for (int u = 0; u < units; u++)
             for (int t = 0; t < T; t++)
                 Isa::store_floats(y[u][t], Isa::floats(0));
-        for (int64_t g = 0; g < groups; g++) {
-            start<T>(sum, token, g);
-            add_group<T>(sum, token, g);
-            finish<T>(y, sum, token, g);
-        }
+        const krasis_matrix &matrix = *work.job.matrix;
+        for (int64_t g = 0; g < matrix.k / matrix.group_size; g++)
+            switch (matrix.group_size / kTileDepth) {
+            case 2: add_group<T, 2>(y, token, g); break;
+            case 4: add_group<T, 4>(y, token, g); break;
+            default: add_group<T, 8>(y, token, g);
+            }
         write<T>(y, token);
     }
 
-    const int8_t *group_of(int64_t token, int64_t g) const {
-        return work.activations.q + token * work.job.matrix->k + g * work.job.matrix->group_size;
-    }
-
-    template <int T> void start(Sum (*sum)[T][2], int64_t token, int64_t g) const {
-        for (int t = 0; t < T; t++) {
-            const Sum first = Codec::template start<Isa>(group_of(token + t, g), work.job.matrix->group_size / kTileDepth);
-            for (int u = 0; u < units; u++)
-                sum[u][t][0] = sum[u][t][1] = first;
-        }
-    }
-
-    template <int T> void add_group(Sum (*sum)[T][2], int64_t token, int64_t g) const {
+    // The R rows of tiles of a group are walked side by side.
+    template <int T, int R> void add_group(float (*y)[T][kUnit], int64_t token, int64_t g) const {
         const krasis_matrix &matrix = *work.job.matrix;
-        const int64_t rows = matrix.group_size / kTileDepth, row_bytes = (int64_t)matrix.n / kUnit * Codec::kUnitBytes;
-        const uint8_t *row = (const uint8_t *)matrix.codes + g * rows * row_bytes + unit * Codec::kUnitBytes;
-        for (int64_t i = 0; i < rows; i++, row += row_bytes)
-            add_row<T>(sum, row, row_bytes, group_of(token, g) + i * kTileDepth);
-    }
-
-    template <int T> void add_row(Sum (*sum)[T][2], const uint8_t *line, int64_t row_bytes, const int8_t *q) const {
-        Row rows[T];
-        for (int t = 0; t < T; t++)
-            rows[t] = Codec::template row<Isa>(q + t * (int64_t)work.job.matrix->k);
-        const int64_t bytes = (int64_t)units * Codec::kUnitBytes, ahead = bytes < kAhead ? bytes : kAhead;
+        const int64_t groups = matrix.k / matrix.group_size, row_bytes = (int64_t)matrix.n / kUnit * Codec::kUnitBytes;
+        const uint8_t *line = (const uint8_t *)matrix.codes + g * R * row_bytes + unit * Codec::kUnitBytes;
+        const auto *scales = (const typename Codec::Scale *)matrix.scales + g * matrix.n;
+        Row rows[R][T];
+        Sum start[T];
+        float step[T];
+        int32_t total[T];
+        for (int t = 0; t < T; t++) {
+            const int8_t *q = work.activations.q + (token + t) * matrix.k + g * R * kTileDepth;
+            start[t] = Codec::template start<Isa>(q, R);
+            for (int r = 0; r < R; r++)
+                rows[r][t] = Codec::template row<Isa>(q + r * kTileDepth);
+            step[t] = Codec::kStep * work.activations.scale[(token + t) * groups + g];
+            total[t] = work.activations.sum[(token + t) * groups + g];
+        }
+        const int64_t bytes = (int64_t)units * Codec::kUnitBytes, far = kAhead / R, ahead = bytes < far ? bytes : far;
         const uint8_t *last = line + bytes - ahead;
         for (int u = 0; u < units; u++, line += Codec::kUnitBytes) {
-            const uint8_t *next = line + ahead + (line < last ? 0 : row_bytes - bytes);
-            for (int i = 0; i < Codec::kUnitBytes; i += 64)
-                Isa::prefetch(next + i);
-            Codec::template dot<Isa, T>(sum[u], line, rows);
-        }
-    }
-
-    template <int T> void finish(float (*y)[T][kUnit], const Sum (*sum)[T][2], int64_t token, int64_t g) const {
-        const krasis_matrix &matrix = *work.job.matrix;
-        const int64_t groups = matrix.k / matrix.group_size;
-        const auto *row = (const typename Codec::Scale *)matrix.scales + g * matrix.n;
-        for (int u = 0; u < units; u++) {
-            const auto scale = marlin_scales<Isa>(row, unit + u, groups == 1);
+            const uint8_t *next = line + ahead + (line < last ? 0 : R * row_bytes - bytes);
+            Sum sum[T][2];
+            for (int t = 0; t < T; t++)
+                sum[t][0] = sum[t][1] = start[t];
+            for (int r = 0; r < R; r++) {
+                for (int i = 0; i < Codec::kUnitBytes; i += 64)
+                    Isa::prefetch(next + r * row_bytes + i);
+                Codec::template dot<Isa, T>(sum, line + r * row_bytes, rows[r]);
+            }
+            const auto scale = marlin_scales<Isa>(scales, unit + u, groups == 1);
             for (int t = 0; t < T; t++) {
-                const int64_t at = (token + t) * groups + g;
-                const auto dot = Isa::to_floats(Codec::template finish<Isa>(sum[u][t], work.activations.sum[at]));
-                const auto both = Isa::mul(scale, Codec::kStep * work.activations.scale[at]);
-                Isa::store_floats(y[u][t], Isa::fma(dot, both, Isa::load_floats(y[u][t])));
+                const auto dot = Isa::to_floats(Codec::template finish<Isa>(sum[t], total[t]));
+                Isa::store_floats(y[u][t], Isa::fma(dot, Isa::mul(scale, step[t]), Isa::load_floats(y[u][t])));
             }
         }
     }
