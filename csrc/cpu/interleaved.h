@@ -34,59 +34,82 @@ struct InterleavedInt8 : Int8 {
     }
 };
 
+// Side by side they keep more reads under way than one alone.
+constexpr int kTiles = 4;
+
 template <class Isa, class Codec> struct Interleaved {
     const Work &work;
     int64_t unit;
+    int tiles; // from `unit` on, at most kTiles
 
-    // One tile, T tokens.
     template <int T> void run(int64_t token) const {
-        constexpr int kChains = T == 1 ? 4 : 1; // sums that do not wait for each other
-        constexpr int kAhead = 2048; // bytes: far enough to hide DRAM, near enough to stay in the first-level cache
-        const krasis_matrix &matrix = *work.job.matrix;
-        const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
-        const uint8_t *line = (const uint8_t *)matrix.codes + unit * (k / Codec::kDepth) * 64;
-        const auto *scales = (const typename Codec::Scale *)matrix.scales + unit * groups * kUnit;
-        const int8_t *q = work.activations.q + token * k;
-        typename Isa::Floats y[T];
-        for (int t = 0; t < T; t++)
-            y[t] = Isa::floats(0);
-        for (int64_t g = 0; g < groups; g++, scales += kUnit) {
-            typename Isa::Ints sum[kChains][T];
-            for (int c = 0; c < kChains; c++)
-                for (int t = 0; t < T; t++)
-                    sum[c][t] = Isa::ints(0);
-            for (int64_t i = 0; i < lines; i += kChains)
-                for (int c = 0; c < kChains; c++, line += 64, q += Codec::kDepth) {
-                    Isa::prefetch(line + kAhead);
-                    Codec::template dot<Isa, T>(sum[c], line, q, k);
-                }
-            const auto scale = Isa::widen(scales);
-            for (int t = 0; t < T; t++) {
-                const int32_t bias = Codec::template kBias<Isa> * work.activations.sum[(token + t) * groups + g];
-                auto dot = Isa::add(sum[0][t], Isa::ints(-bias));
-                for (int c = 1; c < kChains; c++)
-                    dot = Isa::add(dot, sum[c][t]);
-                const auto both = Isa::mul(scale, Codec::kStep * work.activations.scale[(token + t) * groups + g]);
-                y[t] = Isa::fma(Isa::to_floats(dot), both, y[t]);
-            }
-        }
-        for (int t = 0; t < T; t++)
-            write(token + t, y[t]);
+        if (tiles == kTiles && T == 1)
+            return run_tiles<T, kTiles>(token);
+        for (int tile = 0; tile < tiles; tile++)
+            Interleaved{work, unit + tile, 1}.template run_tiles<T, 1>(token);
     }
 
-    void write(int64_t token, typename Isa::Floats y) const {
+    // S tiles, T tokens.
+    template <int T, int S> void run_tiles(int64_t token) const {
+        constexpr int kChains = T * S < kTiles ? 2 : 1; // sums that do not wait for each other
+        constexpr int kAhead = 4096 / S;                // bytes: far enough to hide DRAM, near enough to stay in cache
+        const krasis_matrix &matrix = *work.job.matrix;
+        const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
+        const int64_t tile_bytes = k / Codec::kDepth * 64, tile_scales = groups * kUnit;
+        const uint8_t *line = (const uint8_t *)matrix.codes + unit * tile_bytes;
+        const auto *scales = (const typename Codec::Scale *)matrix.scales + unit * tile_scales;
+        const int8_t *q = work.activations.q + token * k;
+        typename Isa::Floats y[S][T];
+        for (int s = 0; s < S; s++)
+            for (int t = 0; t < T; t++)
+                y[s][t] = Isa::floats(0);
+        for (int64_t g = 0; g < groups; g++, scales += kUnit) {
+            typename Isa::Ints sum[S][kChains][T];
+            for (int s = 0; s < S; s++)
+                for (int c = 0; c < kChains; c++)
+                    for (int t = 0; t < T; t++)
+                        sum[s][c][t] = Isa::ints(0);
+            for (int64_t i = 0; i < lines; i += kChains)
+                for (int c = 0; c < kChains; c++, line += 64, q += Codec::kDepth)
+                    for (int s = 0; s < S; s++) {
+                        Isa::prefetch(line + s * tile_bytes + kAhead);
+                        Codec::template dot<Isa, T>(sum[s][c], line + s * tile_bytes, q, k);
+                    }
+            for (int t = 0; t < T; t++) {
+                const int64_t at = (token + t) * groups + g;
+                const auto bias = Isa::ints(-Codec::template kBias<Isa> * work.activations.sum[at]);
+                const float step = Codec::kStep * work.activations.scale[at];
+                for (int s = 0; s < S; s++) {
+                    auto dot = Isa::add(sum[s][0][t], bias);
+                    for (int c = 1; c < kChains; c++)
+                        dot = Isa::add(dot, sum[s][c][t]);
+                    const auto both = Isa::mul(Isa::widen(scales + s * tile_scales), step);
+                    y[s][t] = Isa::fma(Isa::to_floats(dot), both, y[s][t]);
+                }
+            }
+        }
+        for (int s = 0; s < S; s++)
+            for (int t = 0; t < T; t++)
+                write(unit + s, token + t, y[s][t]);
+    }
+
+    void write(int64_t tile, int64_t token, typename Isa::Floats y) const {
+        float *out = work.job.y + token * work.job.ldy + tile * kUnit;
+        const int64_t left = work.job.n_out - tile * kUnit;
+        if (left >= kUnit)
+            return Isa::store_floats(out, y);
         float columns[kUnit];
         Isa::store_floats(columns, y);
-        float *out = work.job.y + token * work.job.ldy + unit * kUnit;
-        const int64_t left = work.job.n_out - unit * kUnit;
-        for (int i = 0; i < kUnit && i < left; i++)
+        for (int i = 0; i < left; i++)
             out[i] = columns[i];
     }
 };
 
 template <class Isa, class Codec> void multiply_interleaved(const Work &work, int64_t first, int64_t last) {
-    for (int64_t unit = first; unit < last; unit++)
-        for_blocks_of_tokens(work.job.m, Interleaved<Isa, Codec>{work, unit});
+    for (int64_t unit = first; unit < last; unit += kTiles) {
+        const int tiles = last - unit < kTiles ? (int)(last - unit) : kTiles;
+        for_blocks_of_tokens(work.job.m, Interleaved<Isa, Codec>{work, unit, tiles});
+    }
 }
 
 } // namespace krasis

@@ -204,10 +204,16 @@ template <class Isa, class Codec> struct MarlinStrip {
 
     template <int T> void write(const float (*y)[T][kUnit], int64_t token) const {
         for (int u = 0; u < units; u++)
-            for (int lane = 0; lane < kUnit; lane++) {
-                const int64_t column = marlin_column(unit + u, lane);
-                for (int t = 0; t < T && column < work.job.n_out; t++)
-                    work.job.y[(token + t) * work.job.ldy + column] = y[u][t][lane];
+            for (int t = 0; t < T; t++) {
+                float *out = work.job.y + (token + t) * work.job.ldy;
+                const int64_t first = marlin_column(unit + u, 0), last = marlin_column(unit + u, kUnit - 1);
+                if (last < work.job.n_out)
+                    for (int lane = 0; lane < kUnit; lane++)
+                        out[first + lane % 8 * 8 + lane / 8] = y[u][t][lane];
+                else
+                    for (int lane = 0; lane < kUnit; lane++)
+                        if (const int64_t column = marlin_column(unit + u, lane); column < work.job.n_out)
+                            out[column] = y[u][t][lane];
             }
     }
 };
