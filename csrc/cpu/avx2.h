@@ -12,6 +12,8 @@ namespace avx2 {
 struct Isa {
     static constexpr int kByteZero = 0;
 
+    static constexpr int kTokensAtOnce = 2, kPanelsAtOnce = 1; // in registers
+
     struct Line {
         __m256i a, b;
     };
@@ -30,6 +32,42 @@ struct Isa {
     static __m256i load32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
     static Line load(const void *p) { return {load32(p), load32((const char *)p + 32)}; }
+
+    static void store(uint8_t *p, Line x) { store_halves(p, p + 32, x); }
+
+    static void store_halves(uint8_t *first, uint8_t *second, Line x) {
+        _mm256_storeu_si256((__m256i *)first, x.a);
+        _mm256_storeu_si256((__m256i *)second, x.b);
+    }
+
+    static __m256i weave_blocks(__m256i x) {
+        const __m256i swapped = _mm256_permute2x128_si256(x, x, 1);
+        return _mm256_blend_epi32(_mm256_unpacklo_epi16(x, swapped), _mm256_unpackhi_epi16(swapped, x), 0xf0);
+    }
+
+    static Line weave_blocks(Line x) { return {weave_blocks(x.a), weave_blocks(x.b)}; }
+
+    static Line weave_halves(Line x) {
+        return {_mm256_blend_epi16(x.a, _mm256_slli_epi32(x.b, 16), 0xaa),
+                _mm256_blend_epi16(_mm256_srli_epi32(x.a, 16), x.b, 0xaa)};
+    }
+
+    static void transpose(Line *lines) {
+        __m256i *rows = &lines->a, pairs[8], fours[8];
+        for (int i = 0; i < 8; i += 2) {
+            pairs[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4)
+            for (int j = 0; j < 2; j++) {
+                fours[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+                fours[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+            }
+        for (int i = 0; i < 4; i++) {
+            rows[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+            rows[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+        }
+    }
 
     static Line repeat4(const int8_t *p) {
         int32_t word;

@@ -12,6 +12,13 @@ template <class Number> struct InterleavedNibbles : Number {
     static constexpr int kDepth = 8;
     template <class Isa> static constexpr int kBias = Number::kZero;
 
+    // Of eight k, four in each line of numbers.
+    template <class Isa>
+    static typename Isa::Ints dot_lines(typename Isa::Ints sum, typename Isa::Line first, typename Isa::Line second,
+                                        const int8_t *q) {
+        return Isa::dot_nibbles(sum, first, second, Isa::repeat4(q), Isa::repeat4(q + 4));
+    }
+
     template <class Isa, int T>
     static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
         const auto codes = Isa::load(line);
@@ -26,6 +33,12 @@ struct InterleavedInt8 : Int8 {
     static constexpr int kDepth = 4;
     template <class Isa> static constexpr int kBias = Isa::kByteZero;
 
+    template <class Isa>
+    static typename Isa::Ints dot_lines(typename Isa::Ints sum, typename Isa::Line first, typename Isa::Line second,
+                                        const int8_t *q) {
+        return Isa::dot_bytes(Isa::dot_bytes(sum, first, Isa::repeat4(q)), second, Isa::repeat4(q + 4));
+    }
+
     template <class Isa, int T>
     static void dot(typename Isa::Ints *sum, const uint8_t *line, const int8_t *q, int64_t row) {
         const auto codes = Isa::load(line);
@@ -33,6 +46,17 @@ struct InterleavedInt8 : Int8 {
             sum[t] = Isa::dot_bytes(sum[t], codes, Isa::repeat4(q));
     }
 };
+
+template <class Isa> void write_columns(const krasis_job &job, int64_t token, int64_t column, typename Isa::Floats y) {
+    float *out = job.y + token * job.ldy + column;
+    const int64_t left = job.n_out - column;
+    if (left >= kUnit)
+        return Isa::store_floats(out, y);
+    float columns[kUnit];
+    Isa::store_floats(columns, y);
+    for (int i = 0; i < left; i++)
+        out[i] = columns[i];
+}
 
 // Side by side they keep more reads under way than one alone.
 constexpr int kTiles = 4;
@@ -90,19 +114,9 @@ template <class Isa, class Codec> struct Interleaved {
         }
         for (int s = 0; s < S; s++)
             for (int t = 0; t < T; t++)
-                write(unit + s, token + t, y[s][t]);
+                write_columns<Isa>(work.job, token + t, (unit + s) * kUnit, y[s][t]);
     }
 
-    void write(int64_t tile, int64_t token, typename Isa::Floats y) const {
-        float *out = work.job.y + token * work.job.ldy + tile * kUnit;
-        const int64_t left = work.job.n_out - tile * kUnit;
-        if (left >= kUnit)
-            return Isa::store_floats(out, y);
-        float columns[kUnit];
-        Isa::store_floats(columns, y);
-        for (int i = 0; i < left; i++)
-            out[i] = columns[i];
-    }
 };
 
 template <class Isa, class Codec> void multiply_interleaved(const Work &work, int64_t first, int64_t last) {

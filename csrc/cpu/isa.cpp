@@ -73,8 +73,8 @@ const Kernels *kernels_of(int isa) {
 #ifdef KRASIS_X86
     case KRASIS_ISA_AVX2:
     case KRASIS_ISA_AVX512: return &avx2_kernels();
-    case KRASIS_ISA_VNNI:
-    case KRASIS_ISA_AMX: return &vnni_kernels();
+    case KRASIS_ISA_VNNI: return &vnni_kernels();
+    case KRASIS_ISA_AMX: return &amx_kernels();
 #endif
     default: return nullptr;
     }

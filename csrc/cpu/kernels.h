@@ -11,6 +11,10 @@ namespace krasis {
 // Columns of y computed at once: the finest grain at which quantized products are split.
 constexpr int kUnit = 16;
 
+// From so many tokens on it is worth to decode weights into panels, a block of units at once.
+constexpr int kTileTokens = 16; // of AMX
+constexpr int kMany = 8, kPanelUnits = 4;
+
 // The activations of one job as its codec wants them, a row a token.
 struct Activations {
     int8_t *q;       // quantized codecs: [m][k]
@@ -23,6 +27,7 @@ struct Activations {
 struct Work {
     krasis_job job;
     Activations activations;
+    unsigned char *panels; // room for decoded weights, where there are many tokens
 };
 
 struct Feedback;
@@ -34,7 +39,8 @@ struct Kernels {
     using Multiply = void (*)(const Work &, int64_t first, int64_t last);
 
     Prepare prepare[4];      // by codec
-    Multiply multiply[4][3]; // by codec and layout; null where the two do not go together
+    Multiply multiply[4][3];      // by codec and layout; null where the two do not go together
+    Multiply multiply_many[4][3]; // for kMany tokens and more, of whole blocks of units; null where there is none
     // Both of expert.h.
     void (*activate)(const krasis_experts &, int64_t expert, const float *gate_up, int64_t first, int64_t last,
                      int8_t *q, float *scale, int32_t *sum);
@@ -48,6 +54,7 @@ const Kernels &scalar_kernels();
 #ifdef KRASIS_X86
 const Kernels &avx2_kernels();
 const Kernels &vnni_kernels();
+const Kernels &amx_kernels();
 #endif
 
 } // namespace krasis

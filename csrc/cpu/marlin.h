@@ -81,6 +81,16 @@ template <class Number> struct MarlinNibbles : Number {
     template <class Isa> static typename Isa::Ints finish(const Sum<Isa> *sum, int32_t) {
         return Isa::fold(sum[0], sum[1]);
     }
+
+    // Numbers of one of the eight columns that lie side by side: of all 16 k, as four of each.
+    template <class Isa> static void spread(const uint8_t *line, uint8_t (*tile)[8][32], int column) {
+        static constexpr BytePattern kApart = columns_apart();
+        const auto codes = Isa::shuffle(Isa::load(line), Isa::load(kApart.index));
+        const auto low = Number::template numbers<Isa>(Isa::low_nibbles(codes));
+        const auto high = Number::template numbers<Isa>(Isa::high_nibbles(codes));
+        Isa::store_halves(tile[0][column], tile[1][column], Isa::weave_blocks(low));
+        Isa::store_halves(tile[2][column], tile[3][column], Isa::weave_blocks(high));
+    }
 };
 
 // A line of INT8 is 2 pairs of k x 8 columns; a word is one column, a pair of k and the pair 8 k deeper.
@@ -119,6 +129,14 @@ struct MarlinInt8 : Int8 {
 
     template <class Isa> static typename Isa::Ints finish(const Sum<Isa> *sum, int32_t activations) {
         return Isa::add(Isa::fold(sum[0], sum[1]), Isa::ints(-Isa::kByteZero * activations));
+    }
+
+    template <class Isa> static void spread(const uint8_t *line, uint8_t (*tile)[8][32], int column) {
+        static constexpr BytePattern kApart = MarlinNibbles<Int4>::columns_apart();
+        for (int i = 0; i < 2; i++) {
+            const auto codes = Isa::shuffle(Isa::load(line + 64 * i), Isa::load(kApart.index));
+            Isa::store_halves(tile[i][column], tile[2 + i][column], Isa::weave_halves(codes));
+        }
     }
 };
 

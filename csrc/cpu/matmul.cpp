@@ -26,21 +26,26 @@ void Matmul::run(const krasis_job *jobs, size_t count) {
 
 void Matmul::plan(const krasis_job *jobs, size_t count) {
     steps_.clear();
+    panel_bytes_ = 0;
     Cursor measure(nullptr);
     for (size_t i = 0; i < count; i++) {
         const krasis_job &job = jobs[i];
         if (job.m == 0)
             continue;
         const bool shared = !steps_.empty() && same_activations(steps_.back().work.job, job);
-        steps_.push_back({{job, {}}, shared ? 0 : job.m, units_of(*job.matrix, job.n_out), unit_cost(*job.matrix, job.m)});
+        steps_.push_back({{job, {}, nullptr}, shared ? 0 : job.m, units_of(*job.matrix, job.n_out), unit_cost(*job.matrix, job.m)});
         if (!shared)
             place(*job.matrix, job.m, measure);
+        if (job.m >= kMany)
+            panel_bytes_ = std::max(panel_bytes_, round_up(panel_bytes(*job.matrix), kLine));
     }
+    measure.take<unsigned char>(panel_bytes_ * pool_.threads());
     Cursor cursor(scratch_.of(measure.at()));
     for (size_t i = 0; i < steps_.size(); i++) {
         Work &work = steps_[i].work;
         work.activations = steps_[i].tokens ? place(*work.job.matrix, work.job.m, cursor) : steps_[i - 1].work.activations;
     }
+    panels_ = cursor.take<unsigned char>(panel_bytes_ * pool_.threads());
 }
 
 void Matmul::prepare() {
@@ -71,9 +76,12 @@ void Matmul::multiply_share(int thread) {
         total += step.units * step.unit_cost;
     const Share share(total, thread, pool_.threads());
     for (const Step &step : steps_) {
-        const krasis_matrix &matrix = *step.work.job.matrix;
-        const auto multiply = kernels_.multiply[matrix.codec][matrix.layout];
-        share.of(base, step.unit_cost, step.units, [&](int64_t first, int64_t last) { multiply(step.work, first, last); });
+        const Kernel kernel(kernels_, *step.work.job.matrix, step.work.job.m);
+        Work work = step.work;
+        work.panels = panels_of(thread);
+        share.of(base, step.unit_cost, step.units, kernel, [&](int64_t first, int64_t last) {
+            kernel.multiply(work, first, last);
+        });
         base += step.units * step.unit_cost;
     }
 }

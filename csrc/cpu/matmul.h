@@ -25,6 +25,7 @@ private:
         double unit_cost; // in weight bytes times tokens
     };
 
+    unsigned char *panels_of(int thread) { return panels_ + thread * panel_bytes_; }
     void plan(const krasis_job *jobs, size_t count);
     void prepare();
     void prepare_share(int thread);
@@ -33,7 +34,9 @@ private:
     Pool &pool_;
     const Kernels &kernels_;
     std::vector<Step> steps_;
-    Scratch scratch_; // the activations of all steps
+    Scratch scratch_; // the activations of all steps, and panels
+    unsigned char *panels_ = nullptr;
+    int64_t panel_bytes_ = 0; // of a thread
 };
 
 } // namespace krasis

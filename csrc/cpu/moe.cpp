@@ -72,12 +72,14 @@ void Moe::place() {
     int64_t slots = 0;
     for (const Batch &batch : batches_)
         slots = std::max(slots, batch.last_slot - batch.first_slot);
+    panel_bytes_ = round_up(std::max(panel_bytes(experts.w13), panel_bytes(experts.w2)), kLine);
     const auto lay_out = [&](Cursor cursor) {
         tokens_ = krasis::place(experts.w13, call_.m, cursor);
         inputs_ = call_.m == 1 ? tokens_ : krasis::place(experts.w13, slots, cursor);
         inner_ = krasis::place(experts.w2, slots, cursor);
         gate_up_ = cursor.take<float>(slots * experts.w13.n);
         out_ = cursor.take<float>(slots * experts.w2.n);
+        panels_ = cursor.take<unsigned char>(panel_bytes_ * pool_.threads());
         return cursor.at();
     };
     const uintptr_t bytes = lay_out(Cursor(nullptr));
@@ -106,7 +108,7 @@ void Moe::quantize_tokens(int thread) {
     const krasis_job job{&call_.experts.w13, call_.x, call_.m, call_.ldx, call_.experts.hidden, nullptr, 0, 0};
     const Share share(static_cast<double>(call_.m), thread, pool_.threads());
     share.of(0, 1, call_.m, [&](int64_t first, int64_t last) {
-        kernels_.prepare[job.matrix->codec]({job, tokens_}, first, last);
+        kernels_.prepare[job.matrix->codec]({job, tokens_, nullptr}, first, last);
         for (int64_t token = first; token < last; token++)
             std::memset(call_.y + token * call_.ldy, 0, call_.experts.hidden * sizeof(float));
     });
@@ -132,20 +134,21 @@ void Moe::multiply(const Batch &batch, bool down, int thread) {
     const krasis_matrix &first = down ? experts.w2 : experts.w13;
     const int64_t units = units_of(first, down ? experts.hidden : first.n);
     const auto cost = [&](const Run &run) { return kReadTokens + static_cast<double>(run.slots); };
-    const auto kernel = kernels_.multiply[first.codec][first.layout];
     double total = 0, base = 0;
     for (size_t r = batch.first_run; r < batch.last_run; r++)
         total += cost(runs_[r]) * units;
     const Share share(total, thread, pool_.threads());
     for (size_t r = batch.first_run; r < batch.last_run; r++) {
         const Run &run = runs_[r];
-        share.of(base, cost(run), units, [&](int64_t begin, int64_t end) {
+        const Kernel kernel(kernels_, first, run.slots);
+        share.of(base, cost(run), units, kernel, [&](int64_t begin, int64_t end) {
             const krasis_matrix matrix = of_expert(first, run.expert * experts.stride);
             const int64_t slot = run.first - batch.first_slot;
             const bool one_token = !down && call_.m == 1;
             float *y = (down ? out_ : gate_up_) + slot * matrix.n;
             const krasis_job job{&matrix, nullptr, run.slots, 0, matrix.k, y, matrix.n, matrix.n};
-            kernel({job, from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot)}, begin, end);
+            const Activations activations = from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot);
+            kernel.multiply({job, activations, panels_of(thread)}, begin, end);
         });
         base += cost(run) * units;
     }

@@ -63,7 +63,11 @@ private:
     std::vector<Slot> slots_;
     std::vector<Run> runs_;
     std::vector<Batch> batches_;
+    unsigned char *panels_of(int thread) { return panels_ + thread * panel_bytes_; }
+
     Scratch scratch_;
+    unsigned char *panels_;
+    int64_t panel_bytes_; // of a thread
     Activations tokens_; // of x
     Activations inputs_; // of x, by the slots of a batch; where there is one token, the same as tokens_
     Activations inner_;  // of what w2 multiplies

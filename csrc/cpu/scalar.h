@@ -13,6 +13,8 @@ struct Isa {
     // What dot_bytes leaves to be subtracted from every code.
     static constexpr int kByteZero = 128;
 
+    static constexpr int kTokensAtOnce = 4, kPanelsAtOnce = 1; // in registers
+
     struct Line {
         uint8_t v[64];
     };
@@ -32,6 +34,38 @@ struct Isa {
         Line line;
         memcpy(line.v, p, sizeof line.v);
         return line;
+    }
+
+    static void store(uint8_t *p, Line line) { memcpy(p, line.v, sizeof line.v); }
+
+    static void store_halves(uint8_t *first, uint8_t *second, Line line) {
+        memcpy(first, line.v, 32);
+        memcpy(second, line.v + 32, 32);
+    }
+
+    // Of 32 shorts: those of the first and second sixteen bytes in turn, then those of the third and fourth.
+    static Line weave_blocks(Line a) {
+        Line line;
+        for (int i = 0; i < 64; i++)
+            line.v[i] = a.v[i / 32 * 32 + i / 2 % 2 * 16 + i % 32 / 4 * 2 + i % 2];
+        return line;
+    }
+
+    // Of 16 words in two halves: the lower shorts of the two halves in turn, then the upper ones.
+    static Line weave_halves(Line a) {
+        Line line;
+        for (int i = 0; i < 64; i++)
+            line.v[i] = a.v[i / 2 % 2 * 32 + i % 32 / 4 * 4 + i / 32 * 2 + i % 2];
+        return line;
+    }
+
+    // 8 x 8 words.
+    static void transpose(Line *lines) {
+        int32_t words[64], turned[64];
+        memcpy(words, lines, sizeof words);
+        for (int i = 0; i < 64; i++)
+            turned[i] = words[i % 8 * 8 + i / 8];
+        memcpy(lines, turned, sizeof turned);
     }
 
     static Line repeat4(const int8_t *p) {

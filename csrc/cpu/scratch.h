@@ -55,7 +55,8 @@ inline Activations place(const krasis_matrix &matrix, int64_t m, Cursor &cursor)
         return a;
     }
     const int64_t groups = matrix.k / matrix.group_size;
-    a.q = cursor.take<int8_t>(m * matrix.k);
+    // Tiles take sixteen tokens at once, whatever the last ones are.
+    a.q = cursor.take<int8_t>((m + kTileTokens - 1) * matrix.k);
     a.scale = cursor.take<float>(m * groups);
     a.sum = cursor.take<int32_t>(m * groups);
     return a;

@@ -19,6 +19,26 @@ inline int64_t units_of(const krasis_matrix &matrix, int64_t n_out) {
     }
 }
 
+// The kernel for so many tokens, and how finely its columns are split.
+struct Kernel {
+    Kernels::Multiply multiply;
+    int64_t units; // to a piece
+
+    Kernel(const Kernels &kernels, const krasis_matrix &matrix, int64_t m) {
+        const Kernels::Multiply many = kernels.multiply_many[matrix.codec][matrix.layout];
+        const bool use = m >= kMany && many;
+        multiply = use ? many : kernels.multiply[matrix.codec][matrix.layout];
+        units = use ? kPanelUnits : 1;
+    }
+};
+
+// What a thread needs for the panels of a matrix.
+inline int64_t panel_bytes(const krasis_matrix &matrix) {
+    if (matrix.codec == KRASIS_BF16)
+        return 0;
+    return kPanelUnits * kUnit * (matrix.k + matrix.k / matrix.group_size * static_cast<int64_t>(sizeof(float)));
+}
+
 // In weight bytes times tokens.
 inline double unit_cost(const krasis_matrix &matrix, int64_t m) {
     constexpr double kUnitBytesPerK[] = {kUnit / 2.0, kUnit, sizeof(uint16_t), kUnit / 2.0};
@@ -38,6 +58,14 @@ struct Share {
         const auto first = index(begin - base, piece, count), last = index(end - base, piece, count);
         if (first < last)
             action(first, last);
+    }
+
+    // The same for the units of a product, in whole pieces of its kernel.
+    template <class Action>
+    void of(double base, double unit, int64_t units, const Kernel &kernel, const Action &action) const {
+        of(base, unit * kernel.units, round_up(units, kernel.units) / kernel.units, [&](int64_t first, int64_t last) {
+            action(first * kernel.units, std::min(last * kernel.units, units));
+        });
     }
 
 private:

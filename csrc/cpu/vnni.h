@@ -10,6 +10,8 @@ namespace KRASIS_VNNI {
 struct Isa {
     static constexpr int kByteZero = 128;
 
+    static constexpr int kTokensAtOnce = 8, kPanelsAtOnce = 2; // in registers
+
     struct Line {
         __m512i v;
     };
@@ -26,6 +28,59 @@ struct Isa {
     static void prefetch(const void *p) { __builtin_prefetch(p); }
 
     static Line load(const void *p) { return {_mm512_loadu_si512(p)}; }
+
+    static void store(uint8_t *p, Line x) { _mm512_storeu_si512(p, x.v); }
+
+    static void store_halves(uint8_t *first, uint8_t *second, Line x) {
+        _mm256_storeu_si256((__m256i *)first, _mm512_castsi512_si256(x.v));
+        _mm256_storeu_si256((__m256i *)second, _mm512_extracti64x4_epi64(x.v, 1));
+    }
+
+    struct alignas(64) Shuffle {
+        uint16_t index[32];
+    };
+
+    static constexpr Shuffle blocks_in_turn() {
+        Shuffle order{};
+        for (int i = 0; i < 32; i++)
+            order.index[i] = i / 16 * 16 + i % 2 * 8 + i % 16 / 2;
+        return order;
+    }
+
+    static constexpr Shuffle halves_in_turn() {
+        Shuffle order{};
+        for (int i = 0; i < 32; i++)
+            order.index[i] = i % 2 * 16 + i % 16 / 2 * 2 + i / 16;
+        return order;
+    }
+
+    static Line permute_shorts(Line x, const Shuffle &order) {
+        return {_mm512_permutexvar_epi16(_mm512_loadu_si512(order.index), x.v)};
+    }
+
+    static Line weave_blocks(Line x) {
+        static constexpr Shuffle kOrder = blocks_in_turn();
+        return permute_shorts(x, kOrder);
+    }
+
+    static Line weave_halves(Line x) {
+        static constexpr Shuffle kOrder = halves_in_turn();
+        return permute_shorts(x, kOrder);
+    }
+
+    // Lane m of result j is word m / 8 + 2 j of row m % 8; a line has two rows.
+    static void transpose(Line *lines) {
+        const __m512i first = _mm512_setr_epi32(0, 8, 16, 24, 0, 8, 16, 24, 1, 9, 17, 25, 1, 9, 17, 25);
+        __m512i result[4];
+        for (int j = 0; j < 4; j++) {
+            const __m512i index = _mm512_add_epi32(first, _mm512_set1_epi32(2 * j));
+            const __m512i upper = _mm512_permutex2var_epi32(lines[0].v, index, lines[1].v);
+            const __m512i lower = _mm512_permutex2var_epi32(lines[2].v, index, lines[3].v);
+            result[j] = _mm512_mask_blend_epi32(0xf0f0, upper, lower);
+        }
+        for (int j = 0; j < 4; j++)
+            lines[j].v = result[j];
+    }
 
     static Line repeat4(const int8_t *p) {
         int32_t word;
