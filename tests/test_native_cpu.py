@@ -20,8 +20,9 @@ GROUPS = {name: quant.get(name).GROUP_SIZES for name in CODECS}
 LEAST_AND_MOST = {"int4": (0, 15), "int8": (0, 255), "mxfp4": (15, 7)}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 ISAS = [isa for isa in cpu.ISAS if cpu.ISAS.index(isa) <= cpu.ISAS.index(cpu.best_isa())]
+ISAS = [*cpu.EMULATED, *ISAS]
 LAYOUTS = ("cpu", "marlin")
-TOKENS = (1, 2, 3, 7, 33)
+TOKENS = (1, 2, 3, 7, 9, 33)
 # K, N, k_in, n_out: whole; a single group; every kind of ragged end.
 SHAPES = [
     (128, 64, 128, 64),

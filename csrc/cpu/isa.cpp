@@ -66,6 +66,10 @@ int best_isa() { return KRASIS_ISA_SCALAR; }
 #endif
 
 const Kernels *kernels_of(int isa) {
+    if (isa == KRASIS_ISA_EMULATED_VNNI)
+        return &emulated_vnni_kernels();
+    if (isa == KRASIS_ISA_EMULATED_AMX)
+        return &emulated_amx_kernels();
     if (isa > best_isa())
         return nullptr;
     switch (isa) {

@@ -51,6 +51,8 @@ struct Kernels {
 };
 
 const Kernels &scalar_kernels();
+const Kernels &emulated_vnni_kernels();
+const Kernels &emulated_amx_kernels();
 #ifdef KRASIS_X86
 const Kernels &avx2_kernels();
 const Kernels &vnni_kernels();

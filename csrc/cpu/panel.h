@@ -9,7 +9,6 @@
 
 namespace krasis {
 
-
 struct Panels {
     uint8_t *lines; // [kPanelUnits][k / 4][16][4]
     float *scales;  // [kPanelUnits][k / group_size][16]

@@ -38,7 +38,10 @@ typedef enum krasis_isa {
     KRASIS_ISA_AVX2 = 1,  /* AVX2 and FMA */
     KRASIS_ISA_AVX512 = 2, /* AVX-512 F, BW and VL; products are those of AVX2 */
     KRASIS_ISA_VNNI = 3,   /* with AVX-512 VNNI */
-    KRASIS_ISA_AMX = 4     /* with AMX int8, for many tokens */
+    KRASIS_ISA_AMX = 4,    /* with AMX int8, for many tokens */
+    /* The kernels of VNNI and AMX on instructions in plain C++, on every machine: for tests. */
+    KRASIS_ISA_EMULATED_VNNI = 19,
+    KRASIS_ISA_EMULATED_AMX = 20
 } krasis_isa;
 
 typedef enum krasis_codec {

@@ -17,6 +17,9 @@ from krasis.native.matrix import Matrix as Matrix
 ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 """Instruction sets in the order of `krasis_isa`, best last."""
 
+EMULATED = {"emulated-vnni": 19, "emulated-amx": 20}
+"""Kernels of instruction sets that a machine may lack, on instructions in plain C++: slow, for tests."""
+
 ISA_VARIABLE = "KRASIS_ISA"
 _AUTO = -1
 
@@ -60,7 +63,7 @@ class Pool:
         self._read = library.krasis_read
         self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
         self.threads: int = library.krasis_pool_threads(handle)
-        self.isa = ISAS[library.krasis_pool_isa(handle)]
+        self.isa = _name(library.krasis_pool_isa(handle))
 
     def matmul(self, matrix: Matrix, x: Tensor, n_out: int | None = None) -> Tensor:
         """float32 [m, k_in] -> float32 [m, n_out]: x times the transposed weights.
@@ -157,9 +160,15 @@ def isa_number(isa: str | None) -> int:
     """The `krasis_isa` of a name, or that of the machine's best for None. Raises KrasisError for an unknown one."""
     if isa is None:
         return _AUTO
+    if isa in EMULATED:
+        return EMULATED[isa]
     if isa not in ISAS:
         raise KrasisError(f"unknown instruction set {isa!r}", expected=f"one of {', '.join(ISAS)}")
     return ISAS.index(isa)
+
+
+def _name(number: int) -> str:
+    return next((name for name, emulated in EMULATED.items() if emulated == number), "") or ISAS[number]
 
 
 def _pool_error(threads: int, isa: str | None, status: int) -> KrasisError:
