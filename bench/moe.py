@@ -130,7 +130,13 @@ def main() -> None:
 def report(pool: Pool, rates: dict[str, list[float]], *, as_json: bool) -> None:
     read = statistics.median(rates["read"])
     rows = [
-        {"case": name, "gb_per_s": statistics.median(r), "min": min(r), "max": max(r), "of_read": statistics.median(r) / read}
+        {
+            "case": name,
+            "gb_per_s": statistics.median(r),
+            "min": min(r),
+            "max": max(r),
+            "of_read": statistics.median(r) / read,
+        }
         for name, r in rates.items()
     ]
     if as_json:

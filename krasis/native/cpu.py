@@ -100,7 +100,9 @@ class Pool:
         Raises InputError for any other tensor, KrasisError if the pool is closed.
         """
         if memory.device.type != "cpu" or not memory.is_contiguous():
-            raise InputError(f"a tensor with strides {memory.stride()} on {memory.device}", expected="one run of memory")
+            raise InputError(
+                f"a tensor with strides {memory.stride()} on {memory.device}", expected="one run of memory"
+            )
         total = ctypes.c_uint32()
         if status := self._read(self._handle, memory.data_ptr(), memory.nbytes, ctypes.byref(total)):
             raise self._error(status, f"{memory.nbytes} bytes")
