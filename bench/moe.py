@@ -42,8 +42,8 @@ BITS = {"int4": 4, "int8": 8, "mxfp4": 4}
 def memory(size: int) -> torch.Tensor:
     """Random words in huge pages, where the system gives them.
 
-    Whatever part of them a codec takes for its scales, those are near 1: with others sums overflow, or become subnormal,
-    which takes processors far longer.
+    Whatever part of them a codec takes for its scales, those are near 1: sums would overflow
+    with others, or become subnormal, which takes processors far longer.
     """
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     area.madvise(mmap.MADV_HUGEPAGE)

@@ -5,8 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-
-from krasis.native.cpu import Matrix
 from native_reference import (
     CODECS_IN_GROUPS,
     F32,
@@ -26,6 +24,8 @@ from native_reference import (
     reference,
     stored_scales,
 )
+
+from krasis.native.cpu import Matrix
 
 LEAST_AND_MOST = {"int4": (0, 15), "int8": (0, 255), "mxfp4": (15, 7)}
 TOKENS = (1, 2, 3, 7, 9, 33)

@@ -28,6 +28,7 @@ from krasis.native.cpu import Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
 
 Ids = NDArray[np.int64]
+SWIGLU = NativeActivation()
 CLAMPED = NativeActivation("clamped_swiglu", 1.702, 7.0)
 ALIGN = 64
 
@@ -70,7 +71,7 @@ class Layer:
     w2: list[Weights]
     b13: F32 | None = None
     b2: F32 | None = None
-    activation: NativeActivation = NativeActivation()
+    activation: NativeActivation = SWIGLU
 
     def reference(self, x: F32, ids: Ids, weights: F32) -> F32:
         y = np.zeros_like(x)

@@ -67,6 +67,13 @@ int krasis_pool_threads(const krasis_pool *pool) { return pool ? pool->pool.thre
 
 int krasis_pool_isa(const krasis_pool *pool) { return pool ? pool->isa : KRASIS_ISA_AUTO; }
 
+int krasis_pool_pin(krasis_pool *pool, const int32_t *cpus) {
+    if (!pool || !cpus)
+        return KRASIS_ERROR_NULL;
+    const std::lock_guard<std::mutex> lock(pool->mutex);
+    return pool->pool.pin(cpus) ? KRASIS_OK : KRASIS_ERROR_THREADS;
+}
+
 int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, const float *x, int64_t m, int64_t ldx, int64_t k_in,
                   float *y, int64_t ldy, int64_t n_out) {
     const krasis_job job{matrix, x, m, ldx, k_in, y, ldy, n_out};

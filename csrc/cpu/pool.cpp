@@ -2,6 +2,11 @@
 
 #include <chrono>
 
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 namespace krasis {
 namespace {
 
@@ -43,6 +48,23 @@ Pool::Pool(int threads) : threads_(threads) {
 }
 
 Pool::~Pool() { stop(); }
+
+bool Pool::pin(const int32_t *cpus) {
+#ifdef __linux__
+    for (int i = 1; i < threads_; i++) {
+        if (cpus[i] < 0 || cpus[i] >= CPU_SETSIZE)
+            return false;
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpus[i], &set);
+        if (pthread_setaffinity_np(workers_[i - 1].native_handle(), sizeof set, &set))
+            return false;
+    }
+    return true;
+#else
+    return threads_ == 1 || !cpus;
+#endif
+}
 
 void Pool::run(Task task, void *context) {
     task_ = task;

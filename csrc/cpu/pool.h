@@ -19,6 +19,10 @@ public:
 
     int threads() const { return threads_; }
 
+    // Keeps worker i on processor cpus[i]; the caller, who is worker 0, goes where it likes. False where the system
+    // refuses one.
+    bool pin(const int32_t *cpus);
+
     // Calls task(context, t) for every t below threads(), t = 0 on the caller, and returns when all are done. One call
     // at a time.
     void run(Task task, void *context);

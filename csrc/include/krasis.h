@@ -94,6 +94,10 @@ KRASIS_API int krasis_pool_threads(const krasis_pool *pool);
 /* KRASIS_ISA_AUTO for a null pool. */
 KRASIS_API int krasis_pool_isa(const krasis_pool *pool);
 
+/* Keeps thread i of the pool on processor cpus[i], but for the first: that is whoever calls. KRASIS_ERROR_THREADS where
+ * there is no such processor, or the system refuses; some threads may be where they were told to be then. */
+KRASIS_API int krasis_pool_pin(krasis_pool *pool, const int32_t *cpus);
+
 /* Reads `bytes`, a multiple of 64, with every thread, as fast as memory goes. `sum` receives the sum of the 32-bit words,
  * modulo 2^32. */
 KRASIS_API int krasis_read(krasis_pool *pool, const void *data, int64_t bytes, uint32_t *sum);

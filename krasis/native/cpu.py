@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError, KrasisError
-from krasis.native.cores import physical_cores
+from krasis.native.cores import core_cpus, physical_cores
 from krasis.native.library import cpu_library
 from krasis.native.matrix import Matrix as Matrix
 
@@ -63,7 +63,14 @@ class Pool:
         self._read = library.krasis_read
         self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
         self.threads: int = library.krasis_pool_threads(handle)
+        self._pin(library)
         self.isa = _name(library.krasis_pool_isa(handle))
+
+    def _pin(self, library: ctypes.CDLL) -> None:
+        cpus = core_cpus()
+        # More threads than cores share them as the system likes. Where it refuses, as some sandboxes do, likewise.
+        if 1 < self.threads <= len(cpus):
+            library.krasis_pool_pin(self._handle, (ctypes.c_int32 * len(cpus))(*cpus))
 
     def matmul(self, matrix: Matrix, x: Tensor, n_out: int | None = None) -> Tensor:
         """float32 [m, k_in] -> float32 [m, n_out]: x times the transposed weights.

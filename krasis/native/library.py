@@ -28,6 +28,7 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_pool_destroy": (None, [_POINTER]),
     "krasis_pool_threads": (_INT, [_POINTER]),
     "krasis_pool_isa": (_INT, [_POINTER]),
+    "krasis_pool_pin": (_INT, [_POINTER, ctypes.POINTER(ctypes.c_int32)]),
     "krasis_read": (_INT, [_POINTER, _POINTER, _LONG, ctypes.POINTER(ctypes.c_uint32)]),
     "krasis_matmul": (_INT, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG]),
     "krasis_matmul_batch": (_INT, [_POINTER, _POINTER, _LONG]),
