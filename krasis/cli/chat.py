@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import emit_json, human, note, parse_size
+from krasis.cli.console import Reporter, emit_json, human, note, parse_size
 from krasis.cli.inspect import JsonOption, PackArgument
-from krasis.cli.options import DeviceOption, KvOption, LayoutOption, ThreadsOption, show_notes
+from krasis.cli.options import DeviceOption, KvOption, LayoutOption, LoadOption, ThreadsOption, show_notes
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run(
     context: Annotated[int | None, typer.Option(help="Tokens a conversation may take.")] = None,
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
+    load: LoadOption = "mapped",
     vram: Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")] = None,
     kv: KvOption = None,
     heat: Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")] = None,
@@ -68,7 +69,8 @@ def run(
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
     backend, notes = open_backend(device, threads)
-    engine = Engine(opened, backend, context=context, kv=kv, layout=layout)
+    with Reporter() as reporter:
+        engine = Engine(opened, backend, context=context, kv=kv, layout=layout, load=load, progress=reporter)
     show_notes(notes + engine.notes)
     session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [])
     if chatting:
@@ -198,6 +200,6 @@ def _print_stats(answer: "Answer", engine: "Engine") -> None:
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}",
-        f"memory: {weights} of weights mapped, {cache} of cache; backend {engine.backend.name}",
+        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda", "reference"]
 Kv = Literal["f32", "bf16", "fp8"]
+Load = Literal["mapped", "copied"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; one a physical core when not given.")]
@@ -20,6 +21,9 @@ KvOption = Annotated[
     Kv | None, typer.Option(help="Precision of cached keys and values; bf16, or f32 on the reference.")
 ]
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
+LoadOption = Annotated[
+    Load, typer.Option(help="Read weights where the pack is mapped, or copy them into memory of their own first.")
+]
 JobsOption = Annotated[int | None, typer.Option(help="Threads; one a core when not given.")]
 TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]
 # The parser gives an option one value; what follows it lands here, so that `--text A B C` works.
