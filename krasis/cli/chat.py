@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import Reporter, emit_json, human, note, parse_size
+from krasis.cli.console import Reporter, emit_json, human
 from krasis.cli.inspect import JsonOption, PackArgument
-from krasis.cli.options import DeviceOption, KvOption, LayoutOption, LoadOption, ThreadsOption, show_notes
+from krasis.cli.options import (
+    DeviceOption,
+    HeatOption,
+    KvOption,
+    LayoutOption,
+    LoadOption,
+    ThreadsOption,
+    VramOption,
+    place,
+    show_notes,
+)
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from krasis.pack.reader import Pack
     from krasis.runtime.engine import Engine
     from krasis.runtime.generate import Answer
     from krasis.runtime.sampler import Sampler
@@ -39,9 +48,9 @@ def run(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     load: LoadOption = "mapped",
-    vram: Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")] = None,
+    vram: VramOption = None,
     kv: KvOption = None,
-    heat: Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")] = None,
+    heat: HeatOption = None,
     threads: ThreadsOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
     json: JsonOption = False,
@@ -65,7 +74,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     opened = Pack(pack)
     tokenizer = Tokenizer(opened)
-    _place(opened, vram, heat)
+    place(opened, vram, heat)
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
     backend, notes = open_backend(device, threads)
@@ -142,17 +151,6 @@ def _prompt_ids(tokenizer: "Tokenizer", prompt: str, raw: bool, system: str | No
 
 def _system(text: str | None) -> "list[Message]":
     return [] if text is None else [{"role": "system", "content": text}]
-
-
-def _place(pack: "Pack", vram: str | None, heat: str | None) -> None:
-    from krasis.heat import profile
-
-    if vram is not None:
-        parse_size(vram)
-        note("--vram has no effect on the CPU")
-    if heat is not None:
-        profile.load(pack.path, heat, pack.manifest.root)
-        note("--heat has no effect on the CPU: every expert is read where it lies")
 
 
 def _chat(session: Session, system: str | None, stats: bool) -> None:

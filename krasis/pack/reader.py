@@ -14,7 +14,7 @@ import torch
 
 from krasis.errors import InputError
 from krasis.pack import manifest as manifests
-from krasis.pack.copying import Extent, copied
+from krasis.pack.copying import copied
 from krasis.pack.hashing import Span, digests, records
 from krasis.pack.manifest import Manifest, PackFile, Segment
 from krasis.pack.progress import Progress
@@ -80,12 +80,16 @@ class Pack:
             for s in found.sections
         }
 
+    def records(self, name: str, layout: str) -> torch.Tensor:
+        """uint8, all records of a segment: a view of the mapping or the copy."""
+        return self._bytes(self._find(name, layout))
+
     def copy(self, segments: Iterable[tuple[str, str]], jobs: int, progress: Progress) -> None:
         """Read segments, each a (name, layout), into anonymous memory, in `jobs` threads; `arrays` views them there."""
         found = {key: self._find(*key) for key in segments}
-        extents = (Extent(self.path / f.file.name, f.segment.offset, f.segment.bytes) for f in found.values())
+        spans = [Span(self.path / f.file.name, f.segment.offset, f.segment.bytes) for f in found.values()]
         with _readable(self.path):
-            self._copies |= zip(found, copied(extents, jobs, progress), strict=True)
+            self._copies |= zip(found, copied(spans, jobs, progress), strict=True)
 
     def extra(self, name: str) -> bytes | None:
         """The content of a file the pack carries along (the tokenizer, say), or None. InputError where it changed."""

@@ -19,7 +19,8 @@ from krasis.runtime.weights import PackWeights
 
 
 class Engine:
-    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes.
+    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes,
+    `segments` what it reads of the pack, `layers` what each layer remembers.
 
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
     chooses, `moments` sums the squares of what experts are given.
@@ -39,16 +40,18 @@ class Engine:
         moments: bool = False,
     ) -> None:
         self.spec, self.backend = read_spec(pack), backend
-        self._kv = kv or backend.kv
+        self.kv = kv or backend.kv
         self._family = models.get(str(pack.manifest.model["model_type"]))
         check_pack(pack, self._family, self.spec)
-        self.layouts = (layout,) if layout else backend.layouts
-        self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, self.layouts, load)
+        layouts = (layout,) if layout else backend.layouts
+        self.segments = planning.chosen(pack.manifest, layouts)
+        self.layers = self._family.states(self.spec)
+        self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, layouts, load)
         shapes = moe_shapes(pack, self._family.moe_layers(self.spec)) if moments else {}
         self.notes = planning.check(self.plan, left_beside(shapes, available_ram()))
         if load == "copied":
-            segments = ((segment.name, segment.layout) for segment in planning.chosen(pack.manifest, self.layouts))
-            pack.copy(segments, len(os.sched_getaffinity(0)), progress or Silent())
+            keys = ((segment.name, segment.layout) for segment in self.segments)
+            pack.copy(keys, len(os.sched_getaffinity(0)), progress or Silent())
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
         self.moments = Moments(shapes) if moments else None
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
@@ -56,8 +59,7 @@ class Engine:
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
-        layers = self._family.states(self.spec)
-        return SequenceState(layers, self.plan.context, planning.PREFILL_CHUNK, self._kv, self.backend.attention)
+        return SequenceState(self.layers, self.plan.context, planning.PREFILL_CHUNK, self.kv, self.backend.attention)
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
