@@ -157,9 +157,6 @@ class Pack:
             path = self.path / file.name
             with _readable(path), path.open("rb") as handle:
                 mapped = mmap.mmap(handle.fileno(), file.bytes, access=mmap.ACCESS_READ)
-            # What is not in memory yet comes 2 MiB at a time, and into huge pages, where the file system has them.
-            with contextlib.suppress(OSError):
-                mapped.madvise(mmap.MADV_HUGEPAGE)
             with warnings.catch_warnings():
                 # torch has no read-only tensors; nothing here writes to a weight.
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
