@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from krasis.cli.console import emit_json, human, note, parse_size
+from krasis.cli.console import Reporter, emit_json, human
 from krasis.cli.inspect import JsonOption, PackArgument
-from krasis.cli.options import DeviceOption, KvOption, LayoutOption, ThreadsOption, show_notes
+from krasis.cli.options import (
+    DeviceOption,
+    HeatOption,
+    KvOption,
+    LayoutOption,
+    LoadOption,
+    ThreadsOption,
+    VramOption,
+    place,
+    show_notes,
+)
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from krasis.pack.reader import Pack
     from krasis.runtime.engine import Engine
     from krasis.runtime.generate import Answer
     from krasis.runtime.sampler import Sampler
@@ -38,9 +47,10 @@ def run(
     context: Annotated[int | None, typer.Option(help="Tokens a conversation may take.")] = None,
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
-    vram: Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")] = None,
+    load: LoadOption = "mapped",
+    vram: VramOption = None,
     kv: KvOption = None,
-    heat: Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")] = None,
+    heat: HeatOption = None,
     threads: ThreadsOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
     json: JsonOption = False,
@@ -64,11 +74,12 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     opened = Pack(pack)
     tokenizer = Tokenizer(opened)
-    _place(opened, vram, heat)
+    place(opened, vram, heat)
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
     backend, notes = open_backend(device, threads)
-    engine = Engine(opened, backend, context=context, kv=kv, layout=layout)
+    with Reporter() as reporter:
+        engine = Engine(opened, backend, context=context, kv=kv, layout=layout, load=load, progress=reporter)
     show_notes(notes + engine.notes)
     session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [])
     if chatting:
@@ -142,17 +153,6 @@ def _system(text: str | None) -> "list[Message]":
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def _place(pack: "Pack", vram: str | None, heat: str | None) -> None:
-    from krasis.heat import profile
-
-    if vram is not None:
-        parse_size(vram)
-        note("--vram has no effect on the CPU")
-    if heat is not None:
-        profile.load(pack.path, heat, pack.manifest.root)
-        note("--heat has no effect on the CPU: every expert is read where it lies")
-
-
 def _chat(session: Session, system: str | None, stats: bool) -> None:
     messages = _system(system)
     while True:
@@ -198,6 +198,6 @@ def _print_stats(answer: "Answer", engine: "Engine") -> None:
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}",
-        f"memory: {weights} of weights mapped, {cache} of cache; backend {engine.backend.name}",
+        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -13,6 +13,7 @@ from krasis.cli.options import (
     DeviceOption,
     KvOption,
     LayoutOption,
+    LoadOption,
     MoreTextArgument,
     TextOption,
     ThreadsOption,
@@ -35,6 +36,7 @@ def evaluate(
     path: Annotated[Literal["prefill", "decode"], typer.Option(help="Whole windows, or token by token.")] = "prefill",
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
+    load: LoadOption = "mapped",
     kv: KvOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
@@ -51,7 +53,8 @@ def evaluate(
     opened = Pack(pack)
     texts = encode_texts([*text, *(more or [])], Tokenizer(opened), tokens)
     backend, notes = open_backend(device, threads)
-    engine = Engine(opened, backend, context=window, kv=kv, layout=layout)
+    with Reporter() as reporter:
+        engine = Engine(opened, backend, context=window, kv=kv, layout=layout, load=load, progress=reporter)
     show_notes(notes + engine.notes)
     losses = {}
     with Reporter("tokens") as reporter:

@@ -5,21 +5,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from krasis.cli.console import note
+from krasis.cli.console import note, parse_size
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from krasis.pack.reader import Pack
     from krasis.runtime.tokenizer import Tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "reference"]
 Kv = Literal["f32", "bf16", "fp8"]
+Load = Literal["mapped", "copied"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; one a physical core when not given.")]
 KvOption = Annotated[
     Kv | None, typer.Option(help="Precision of cached keys and values; bf16, or f32 on the reference.")
 ]
+VramOption = Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")]
+HeatOption = Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")]
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
+LoadOption = Annotated[
+    Load, typer.Option(help="Read weights where the pack is mapped, or copy them into memory of their own first.")
+]
 JobsOption = Annotated[int | None, typer.Option(help="Threads; one a core when not given.")]
 TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]
 # The parser gives an option one value; what follows it lands here, so that `--text A B C` works.
@@ -61,3 +68,15 @@ def encode_texts(paths: list[Path], tokenizer: "Tokenizer", limit: int | None) -
 def show_notes(notes: list[str]) -> None:
     for line in notes:
         note(line)
+
+
+def place(pack: "Pack", vram: str | None, heat: str | None) -> None:
+    """Check where experts are to lie; on the CPU it makes no difference, which is said."""
+    from krasis.heat import profile
+
+    if vram is not None:
+        parse_size(vram)
+        note("--vram has no effect on the CPU")
+    if heat is not None:
+        profile.load(pack.path, heat, pack.manifest.root)
+        note("--heat has no effect on the CPU: every expert is read where it lies")

@@ -21,6 +21,13 @@ def print_facts(facts: Mapping[str, object]) -> None:
     _print(table)
 
 
+def print_spreads(spreads: Mapping[str, Mapping[str, float]]) -> None:
+    """Name -> median, min and max of a figure over several runs."""
+    heads = ("median", "min", "max")
+    rows = ((name, *(f"{found[head]:.4g}" for head in heads)) for name, found in spreads.items())
+    _print(_table(("", *heads), rows, left=1))
+
+
 def print_sizes(sizes: Mapping[str, int]) -> None:
     """Kind of segment -> bytes."""
     total = sum(sizes.values())

@@ -1,11 +1,11 @@
-"""Open a pack: check every bound, then map its files without copying."""
+"""Open a pack: check every bound, then map its files without copying, unless told to copy."""
 
 import contextlib
 import hashlib
 import mmap
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ import torch
 
 from krasis.errors import InputError
 from krasis.pack import manifest as manifests
+from krasis.pack.copying import copied
 from krasis.pack.hashing import Span, digests, records
 from krasis.pack.manifest import Manifest, PackFile, Segment
+from krasis.pack.progress import Progress
 from krasis.pack.record import Section, sections
 
 PARTIAL = ".partial"
@@ -52,6 +54,7 @@ class Pack:
             for file, segment in self.manifest.segments()
         }
         self._maps: dict[str, torch.Tensor] = {}
+        self._copies: dict[tuple[str, str], torch.Tensor] = {}
 
     @cached_property
     def layouts_of(self) -> dict[str, tuple[str, ...]]:
@@ -70,12 +73,23 @@ class Pack:
         found = self._find(name, layout)
         if not 0 <= index < found.segment.count:
             raise InputError(f"record {index} of {name}", where=self.path, expected=f"0 to {found.segment.count - 1}")
-        data = self._map(found.file)
-        start = found.segment.offset + index * found.segment.record_bytes
+        data = self._bytes(found)
+        start = index * found.segment.record_bytes
         return {
             (s.tensor, s.part): data[start + s.offset : start + s.offset + s.bytes].view(s.dtype).view(s.shape)
             for s in found.sections
         }
+
+    def records(self, name: str, layout: str) -> torch.Tensor:
+        """uint8, all records of a segment: a view of the mapping or the copy."""
+        return self._bytes(self._find(name, layout))
+
+    def copy(self, segments: Iterable[tuple[str, str]], jobs: int, progress: Progress) -> None:
+        """Read segments, each a (name, layout), into anonymous memory, in `jobs` threads; `arrays` views them there."""
+        found = {key: self._find(*key) for key in segments}
+        spans = [Span(self.path / f.file.name, f.segment.offset, f.segment.bytes) for f in found.values()]
+        with _readable(self.path):
+            self._copies |= zip(found, copied(spans, jobs, progress), strict=True)
 
     def extra(self, name: str) -> bytes | None:
         """The content of a file the pack carries along (the tokenizer, say), or None. InputError where it changed."""
@@ -131,6 +145,12 @@ class Pack:
     def _read_extra(self, name: str) -> bytes:
         with _readable(self.path / name):
             return (self.path / name).read_bytes()
+
+    def _bytes(self, found: Located) -> torch.Tensor:
+        """uint8, the records of a segment."""
+        segment = found.segment
+        copy = self._copies.get((segment.name, segment.layout))
+        return self._map(found.file)[segment.offset : segment.offset + segment.bytes] if copy is None else copy
 
     def _map(self, file: PackFile) -> torch.Tensor:
         if file.name not in self._maps:

@@ -1,10 +1,13 @@
 """A pack made ready to run: backend, weights, state."""
 
+import os
+
 import torch
 from torch import Tensor
 
 from krasis import models
 from krasis.models.conform import check_pack, read_spec
+from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
@@ -16,9 +19,11 @@ from krasis.runtime.weights import PackWeights
 
 
 class Engine:
-    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes.
+    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes,
+    `segments` what it reads of the pack, `layers` what each layer remembers.
 
-    `trace` counts what the router chooses, `moments` sums the squares of what experts are given.
+    `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
+    chooses, `moments` sums the squares of what experts are given.
     """
 
     def __init__(
@@ -29,16 +34,24 @@ class Engine:
         context: int,
         kv: KvDtype | None = None,
         layout: str | None = None,
+        load: planning.Load = "mapped",
+        progress: Progress | None = None,
         trace: bool = False,
         moments: bool = False,
     ) -> None:
         self.spec, self.backend = read_spec(pack), backend
-        self._kv = kv or backend.kv
+        self.kv = kv or backend.kv
         self._family = models.get(str(pack.manifest.model["model_type"]))
         check_pack(pack, self._family, self.spec)
-        self.plan = planning.plan(self.spec, pack.manifest, context, self._kv, (layout,) if layout else backend.layouts)
+        layouts = (layout,) if layout else backend.layouts
+        self.segments = planning.chosen(pack.manifest, layouts)
+        self.layers = self._family.states(self.spec)
+        self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, layouts, load)
         shapes = moe_shapes(pack, self._family.moe_layers(self.spec)) if moments else {}
         self.notes = planning.check(self.plan, left_beside(shapes, available_ram()))
+        if load == "copied":
+            keys = ((segment.name, segment.layout) for segment in self.segments)
+            pack.copy(keys, len(os.sched_getaffinity(0)), progress or Silent())
         self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
         self.moments = Moments(shapes) if moments else None
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
@@ -46,8 +59,7 @@ class Engine:
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
-        layers = self._family.states(self.spec)
-        return SequenceState(layers, self.plan.context, planning.PREFILL_CHUNK, self._kv, self.backend.attention)
+        return SequenceState(self.layers, self.plan.context, planning.PREFILL_CHUNK, self.kv, self.backend.attention)
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:

@@ -3,26 +3,31 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from krasis import models
 from krasis.errors import FitError, InputError
 from krasis.models.family import ModelSpec
 from krasis.models.state import Cache, LayerState
-from krasis.pack.manifest import Manifest
+from krasis.pack.manifest import Manifest, Segment
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.state import state_bytes
 
 PREFILL_CHUNK = 1024
 
+Load = Literal["mapped", "copied"]
+"""Where weights are read: the pack's own pages in the page cache, or a copy in anonymous memory."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by purpose. `weights` are mapped from the pack and live in the page cache; the rest is allocated.
+    """Bytes by purpose. Mapped `weights` live in the page cache; copied ones are allocated, as is the rest.
 
     `needs` gives what another context would allocate.
     """
 
     context: int
+    load: Load
     weights: int
     kv: int
     workspace: int
@@ -30,14 +35,21 @@ class Plan:
 
     @property
     def allocated(self) -> int:
-        return self.kv + self.workspace
+        return self.kv + self.workspace + (self.weights if self.load == "copied" else 0)
 
     @property
     def resident(self) -> int:
-        return self.weights + self.allocated
+        return self.weights + self.kv + self.workspace
 
 
-def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts: tuple[str, ...]) -> Plan:
+def plan(
+    spec: ModelSpec,
+    manifest: Manifest,
+    context: int,
+    kv: KvDtype,
+    layouts: tuple[str, ...],
+    load: Load = "mapped",
+) -> Plan:
     """The plan for sequences of `context` tokens, reading the first of `layouts` that a segment has.
 
     Raises InputError where the model takes fewer positions.
@@ -47,6 +59,8 @@ def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts
         raise InputError(what, where="--context", expected=expected)
     layers = models.get(_family(spec)).states(spec)
     width = _block_width(manifest)
+    weights = sum(segment.bytes for segment in chosen(manifest, layouts))
+    copies = weights if load == "copied" else 0
 
     def kept(tokens: int) -> int:
         return state_bytes(layers, tokens, PREFILL_CHUNK, kv)
@@ -56,33 +70,40 @@ def plan(spec: ModelSpec, manifest: Manifest, context: int, kv: KvDtype, layouts
 
     return Plan(
         context=context,
-        weights=_read_bytes(manifest, layouts),
+        load=load,
+        weights=weights,
         kv=kept(context),
         workspace=workspace(context),
-        needs=lambda tokens: kept(tokens) + workspace(tokens),
+        needs=lambda tokens: copies + kept(tokens) + workspace(tokens),
     )
 
 
 def check(plan: Plan, available: int) -> list[str]:
     """Notes on what will be slow. Raises FitError with the number that would fit."""
     if plan.allocated > available:
-        what = f"a context of {plan.context} tokens needs {_gib(plan.allocated)} of memory"
+        copies = f" with a copy of {_gib(plan.weights)} of weights" if plan.load == "copied" else ""
+        what = f"a context of {plan.context} tokens{copies} needs {_gib(plan.allocated)} of memory"
         most = bisect_right(range(1, plan.context), available, key=plan.needs)
         hint = f"{most} tokens would fit" if most else "no context fits"
+        mapped = plan.allocated - plan.weights
+        if copies and not most and mapped <= available:
+            hint = f"--load mapped needs {_gib(mapped)}"
         raise FitError(what, where="RAM", expected=f"{_gib(available)} are available", hint=hint)
     if plan.resident > available:
         return [f"weights of {_gib(plan.weights)} exceed the {_gib(available)} of free memory: they are read from disk"]
     return []
 
 
-def _read_bytes(manifest: Manifest, layouts: tuple[str, ...]) -> int:
-    chosen: dict[str, tuple[int, int]] = {}
+def chosen(manifest: Manifest, layouts: tuple[str, ...]) -> list[Segment]:
+    """Each segment of the pack once, in the first of `layouts` that it has."""
+    best: dict[str, tuple[int, Segment]] = {}
     order = (*layouts, "plain")
     for _, segment in manifest.segments():
         if segment.layout in order:
             rank = order.index(segment.layout)
-            chosen[segment.name] = min(chosen.get(segment.name, (rank, segment.bytes)), (rank, segment.bytes))
-    return sum(size for _, size in chosen.values())
+            if segment.name not in best or rank < best[segment.name][0]:
+                best[segment.name] = (rank, segment)
+    return [segment for _, segment in best.values()]
 
 
 def _block_width(manifest: Manifest) -> int:

@@ -17,7 +17,15 @@ def greedy(krasis, run_tokens):
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--threads", 1), ("--threads", 2), ("--layout", "cpu"), ("--layout", "marlin"), ("--context", 100)],
+    [
+        (),
+        ("--threads", 1),
+        ("--threads", 2),
+        ("--layout", "cpu"),
+        ("--layout", "marlin"),
+        ("--context", 100),
+        ("--load", "copied"),
+    ],
     ids=str,
 )
 def test_greedy_tokens_depend_on_nothing(flags, krasis, run_tokens, greedy):

@@ -2,12 +2,14 @@
 
 import os
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from krasis.cli.verify import verify
 from krasis.errors import InputError
+from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 
 
@@ -50,6 +52,43 @@ def test_the_mapping_is_the_file(tiny):
         file.seek(16384 + 2)
         file.write(b"\x80\x3f")
     assert norm[1] == 1
+
+
+def test_copies_hold_the_bytes_of_the_mapping(demo_pack):
+    mapped, copied = Pack(demo_pack()), Pack(demo_pack())
+    keys = [(segment.name, segment.layout) for _, segment in copied.manifest.segments()]
+    copied.copy(keys, 2, Silent())
+    for segment, index in every_record(mapped):
+        expected = mapped.arrays(segment.name, segment.layout, index)
+        found = copied.arrays(segment.name, segment.layout, index)
+        assert found.keys() == expected.keys()
+        for key, array in found.items():
+            assert torch.equal(array.view(torch.uint8), expected[key].view(torch.uint8))
+            assert array.data_ptr() % 256 == 0
+
+
+def test_a_copy_is_told_of_byte_by_byte_and_stays_as_it_was(tiny):
+    pack, told = Pack(tiny), []
+    progress = SimpleNamespace(start=lambda task, total: told.append(total), advance=lambda done: told.append(-done))
+    pack.copy([("base", "plain")], 2, progress)
+    assert told[0] == pack.segment("base", "plain").bytes
+    assert sum(told) == 0
+    (tiny / "weights.bin").write_bytes(b"")
+    assert pack.arrays("base", "plain")["norm", "values"][1] == 0.25
+
+
+def test_a_file_that_shrank_is_no_copy(tiny):
+    pack = Pack(tiny)
+    (tiny / "weights.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="truncated"):
+        pack.copy([("base", "plain")], 1, Silent())
+
+
+def test_a_file_that_is_gone_is_no_copy(tiny):
+    pack = Pack(tiny)
+    (tiny / "weights.bin").unlink()
+    with pytest.raises(InputError, match="can't read a file of the pack"):
+        pack.copy([("base", "plain")], 1, Silent())
 
 
 def test_every_section_is_aligned_and_has_the_bytes_of_the_file(opened):

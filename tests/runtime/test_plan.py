@@ -15,18 +15,23 @@ from krasis.runtime.plan import check, plan
 
 CONTEXTS = st.integers(1, 4096)
 KINDS = st.sampled_from(["f32", "bf16", "fp8"])
+LOADS = st.sampled_from(["mapped", "copied"])
 
 
 @pytest.fixture(scope="module")
 def planned(demo_pack):
     """(context, kv, layouts) -> the plan of the bundled model."""
     pack = Pack(demo_pack())
-    return lambda context, kv="bf16", layouts=("cpu",): plan(read_spec(pack), pack.manifest, context, kv, layouts)
+
+    def run(context, kv="bf16", layouts=("cpu",), load="mapped"):
+        return plan(read_spec(pack), pack.manifest, context, kv, layouts, load)
+
+    return run
 
 
-@given(CONTEXTS, KINDS, st.floats(0.0, 1.0))
-def test_what_a_refusal_says_would_fit_fits_and_no_more(planned, context, kv, share):
-    wanted = planned(context, kv)
+@given(CONTEXTS, KINDS, LOADS, st.floats(0.0, 1.0))
+def test_what_a_refusal_says_would_fit_fits_and_no_more(planned, context, kv, load, share):
+    wanted = planned(context, kv, load=load)
     available = int(wanted.allocated * share)
     if available >= wanted.allocated:
         assert isinstance(check(wanted, available), list)
@@ -35,9 +40,9 @@ def test_what_a_refusal_says_would_fit_fits_and_no_more(planned, context, kv, sh
         check(wanted, available)
     stated = re.search(r"(\d+) tokens would fit$", str(refusal.value))
     most = int(stated[1]) if stated else 0
-    assert not most or check(planned(most, kv), available) is not None
+    assert not most or check(planned(most, kv, load=load), available) is not None
     with pytest.raises(FitError):
-        check(planned(most + 1, kv), available)
+        check(planned(most + 1, kv, load=load), available)
 
 
 @given(CONTEXTS, KINDS)
@@ -60,6 +65,18 @@ def test_weights_beyond_memory_are_noted_not_refused(planned):
     wanted = planned(16)
     assert check(wanted, wanted.resident) == []
     assert "read from disk" in check(wanted, wanted.resident - 1)[0]
+
+
+def test_copied_weights_are_allocated(planned):
+    mapped, copied = planned(64), planned(64, load="copied")
+    assert copied.allocated == mapped.allocated + mapped.weights
+    assert copied.resident == mapped.resident
+
+
+def test_a_copy_without_room_is_refused_with_what_the_mapping_needs(planned):
+    copied = planned(64, load="copied")
+    with pytest.raises(FitError, match=r"copy of \d+\.\d+ GiB of weights needs .* --load mapped needs \d+\.\d+ GiB$"):
+        check(copied, copied.weights)
 
 
 def test_a_context_beyond_the_model_is_refused(planned):
