@@ -1,4 +1,4 @@
-"""What lies between products: native operations against torch's, and instruction sets and threads against each other."""
+"""What lies between products, natively: against torch, and instruction sets and threads against each other."""
 
 import ctypes
 
@@ -37,7 +37,7 @@ def everywhere(teams):
         found = []
         for pool in teams:
             own = [t.clone() if isinstance(t, torch.Tensor) else t for t in tensors]
-            result = operation(CpuOps(pool), *own)
+            result = operation(CpuOps(NativeOps(pool)), *own)
             found.append((result if isinstance(result, tuple) else (result,), own))
         for results, own in found[1:]:
             for a, b in zip((*found[0][0], *found[0][1]), (*results, *own), strict=True):

@@ -145,7 +145,7 @@ KRASIS_API int krasis_linears(krasis_pool *pool, const krasis_matrix *const *mat
 
 #define KRASIS_MOST_ROUTED 4096
 
-/* y[rows][n] = x / sqrt(mean of x^2 + eps) * weight. With `add`, x is x + add, which is written to `sum`; sum may be x. */
+/* y[rows][n] = x / sqrt(mean of x^2 + eps) * weight. With `add`, x is x + add, which is written to `sum`; sum may be x or add. */
 KRASIS_API int krasis_norm(krasis_pool *pool, const float *x, const float *add, int64_t rows, int64_t n,
                            const float *weight, float eps, float *sum, float *y);
 

@@ -74,7 +74,7 @@ class Ops(Protocol):
         """[tokens, n] -> `rms_norm` by weight [n]."""
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x + y and its norm, all [tokens, n]. x is lost."""
+        """x + y and its norm, all [tokens, n]. y is lost."""
 
     def turn_heads(
         self, x: Tensor, shape: HeadShape, angles: Angles, norms: tuple[Tensor, Tensor] | None, eps: float
@@ -100,13 +100,13 @@ class Ops(Protocol):
         """silu of `causal_conv`."""
 
     def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
-        """Logits [tokens, experts], bias [experts] -> ids int64 [tokens, k], greatest first, and weights [tokens, k]."""
+        """Logits [tokens, experts], bias [experts] -> ids int64 and weights, both [tokens, k]."""
 
     def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, form: DeltaForm, memory: Tensor) -> Tensor:
         """norm(o) silu(z), [tokens, value heads * value dim], o being the gated delta rule (Yang et al. 2024).
 
-        qkv [tokens, channels] has all queries, then keys, then values; z is as the values; beta_step is [tokens, 2 value
-        heads]; memory [value heads, key dim, value dim] is overwritten.
+        qkv [tokens, channels] has all queries, then keys, then values; z is as the values; beta_step [tokens, 2 * value
+        heads] has all betas, then all steps; memory [value heads, key dim, value dim] is overwritten.
         """
 
 
@@ -162,7 +162,8 @@ class TorchOps:
 def split_heads(x: Tensor, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
     """Views of q, k and v in the columns of x; what follows them is left out."""
     all_heads = (shape.heads, shape.kv_heads, shape.kv_heads)
-    q, k, v = x[:, : sum(all_heads) * shape.dim].unflatten(-1, (-1, shape.dim)).split(all_heads, dim=1)
+    count = sum(all_heads)
+    q, k, v = x[:, : count * shape.dim].view(len(x), count, shape.dim).split_with_sizes(all_heads, dim=1)
     return q, k, v
 
 

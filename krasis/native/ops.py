@@ -88,15 +88,15 @@ class NativeOps:
         return y
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(x + y, its norm). x is overwritten with the sum where it is contiguous."""
+        """(x + y, its norm). y is overwritten with the sum where it is contiguous."""
         x, y = _contiguous(x, "x"), _contiguous(y, "y")
         rows, n = x.shape
         _check(y, "y", (rows, n))
         _check(weight, "weight", (n,))
-        out, at = torch.empty_like(x), x.data_ptr()
-        arguments = (at, y.data_ptr(), rows, n, weight.data_ptr(), eps, at, out.data_ptr())
+        out, at = torch.empty_like(x), y.data_ptr()
+        arguments = (x.data_ptr(), at, rows, n, weight.data_ptr(), eps, at, out.data_ptr())
         self._do(self._norm(self._pool.handle, *arguments))
-        return x, out
+        return y, out
 
     def turn_heads(
         self,

@@ -6,15 +6,14 @@ from torch import Tensor
 
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
-from krasis.native.cpu import Pool
 from krasis.native.ops import DeltaNet, NativeOps
 
 
 class CpuOps(TorchOps):
     """Implements `krasis.models.ops.Ops`."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.native = NativeOps(pool)
+    def __init__(self, native: NativeOps) -> None:
+        self.native = native
         self._delta_nets = cache(_delta_net)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import KrasisError
+from krasis.models.state import Cached
 from krasis.runtime.backend import KvDtype
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -19,8 +20,8 @@ class Rows:
         self._values = torch.empty(capacity, *shape, dtype=_DTYPES[kind])
         self._scales = torch.empty(capacity, shape[0], 1) if kind == "fp8" else None
 
-    def extend(self, position: int, x: Tensor, first: int) -> Tensor:
-        """Store x [tokens, heads, dim] from `position` on; the rows from `first` to its end: a view, but for fp8.
+    def extend(self, position: int, x: Tensor, first: int) -> Cached:
+        """Store x [tokens, heads, dim] from `position` on; the rows from `first` to its end: views.
 
         Where room runs out, rows before `first` go. Raises KrasisError where that one is gone already.
         """
@@ -38,10 +39,8 @@ class Rows:
             x = x / scale
         self._values[at] = x
 
-    def _get(self, at: slice) -> Tensor:
-        if self._scales is None:
-            return self._values[at]
-        return self._values[at].float() * self._scales[at]
+    def _get(self, at: slice) -> Cached:
+        return Cached(self._values[at], None if self._scales is None else self._scales[at])
 
     def _drop(self, first: int, position: int) -> None:
         """Move the rows from `first` to `position` to the front."""

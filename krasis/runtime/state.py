@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import FitError
-from krasis.models.state import Cache, LayerState, Recurrent
+from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
 from krasis.runtime.rows import Rows, row_bytes
 
@@ -37,10 +37,10 @@ class SequenceState:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past the capacity."""
-        k, v = self.extend(layer, k, v)
-        return self._attention(q, k, v, scale, self._window(layer), sinks)
+        keys, values = self.extend(layer, k, v)
+        return self._attention(q, keys, values, scale, self._window(layer), sinks)
 
-    def extend(self, layer: int, *rows: Tensor) -> tuple[Tensor, ...]:
+    def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `State`. Raises FitError past the capacity."""
         end, window = self.position + len(rows[0]), self._window(layer)
         if end > self.capacity:
@@ -48,7 +48,7 @@ class SequenceState:
         first = max(self.position - window + 1, 0) if window else 0
         return tuple(store.extend(self.position, x, first) for store, x in zip(self._rows[layer], rows, strict=True))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Cached, v: Cached, scale: float) -> Tensor:
         """See `State`."""
         return self._attention(q, k, v, scale, 0, None)
 
