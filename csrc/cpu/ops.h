@@ -83,7 +83,7 @@ static inline int64_t first_of(const Attention &a, int64_t token) {
 
 // Positions of a run, which is attended to as one, and heads of one piece of work.
 constexpr int64_t kRun = 256;
-constexpr int kRowsAtOnce = 32, kHeads = 16;
+constexpr int kRowsAtOnce = 2 * 16, kHeads = 16; // rows: of values, or of keys and the tiles they come from
 
 // What one piece of attention is: query heads [head, head + heads) of a token, that share a key, over one run.
 struct AttentionPiece {
@@ -98,7 +98,7 @@ static inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
 static inline int64_t attention_scratch(const Attention &a) {
     const int64_t widest = a.dim > a.v_dim ? a.dim : a.v_dim;
-    return kHeads * (padded(a.dim) + kRun) + kRowsAtOnce * padded(widest);
+    return kHeads * (padded(a.dim) + kRun) + (kRowsAtOnce + 1) * padded(widest);
 }
 
 struct Ops {

@@ -35,18 +35,51 @@ template <class Isa> void read_row(const krasis_rows &rows, int64_t position, in
     }
 }
 
-// scores[h][kRun] at `at` of kCount heads with one key.
-template <class Isa, int kCount> void score(const float *q, const float *key, int64_t dim, float *scores) {
-    typename Isa::Floats sums[kCount];
-    for (int h = 0; h < kCount; h++)
-        sums[h] = Isa::floats(0);
-    for (int64_t i = 0; i < dim; i += kUnit) {
-        const auto k = Isa::load_floats(key + i);
-        for (int h = 0; h < kCount; h++)
-            sums[h] = Isa::fma(Isa::load_floats(q + h * dim + i), k, sums[h]);
+// Keys of up to 16 positions as [dim][16], zeros where there are fewer. `tiles` is as large as keys.
+template <class Isa>
+void transpose_keys(const krasis_rows &rows, int64_t position, int64_t count, int64_t head, int64_t dim, float *row,
+                    float *tiles, float *keys) {
+    constexpr int kSide = 8, kTile = kSide * kUnit; // [16 positions][8 dimensions]
+    for (int64_t p = 0; p < kUnit; p++) {
+        if (p < count)
+            read_row<Isa>(rows, position + p, head, dim, row);
+        else
+            memset(row, 0, (size_t)padded(dim) * sizeof *row);
+        for (int64_t i = 0; i < dim; i += kSide)
+            memcpy(tiles + i / kSide * kTile + p * kSide, row + i, kSide * sizeof *row);
     }
-    for (int h = 0; h < kCount; h++)
-        scores[h * kRun] = Isa::sum(sums[h]);
+    for (int64_t i = 0; i < dim; i += kSide)
+        for (int half = 0; half < 2; half++) {
+            const float *const tile = tiles + i / kSide * kTile + half * kSide * kSide;
+            typename Isa::Line lines[4];
+            for (int l = 0; l < 4; l++)
+                lines[l] = Isa::load(tile + l * kUnit);
+            Isa::transpose(lines);
+            for (int l = 0; l < 4; l++) {
+                float *const at = keys + (i + 2 * l) * kUnit + half * kSide;
+                Isa::store_halves((uint8_t *)at, (uint8_t *)(at + kUnit), lines[l]);
+            }
+        }
+}
+
+// scores[h][kRun] of kCount heads with the 16 keys of transpose_keys, 64 dimensions at a time: short sums are more exact.
+template <class Isa, int kCount>
+void score(const float *q, int64_t q_stride, const float *keys, int64_t dim, float *scores) {
+    constexpr int64_t kPart = 64;
+    for (int64_t first = 0; first < dim; first += kPart) {
+        typename Isa::Floats sums[kCount];
+        for (int h = 0; h < kCount; h++)
+            sums[h] = Isa::floats(0);
+        for (int64_t i = first; i < dim && i < first + kPart; i++) {
+            const auto key = Isa::load_floats(keys + i * kUnit);
+            for (int h = 0; h < kCount; h++)
+                sums[h] = Isa::fma(Isa::floats(q[h * q_stride + i]), key, sums[h]);
+        }
+        for (int h = 0; h < kCount; h++) {
+            float *const at = scores + h * kRun;
+            Isa::store_floats(at, first ? Isa::add(Isa::load_floats(at), sums[h]) : sums[h]);
+        }
+    }
 }
 
 // Adds to sums[h] the values of `count` positions by their weights[h][kRun].
@@ -83,9 +116,12 @@ template <class Isa> void weigh(float *scores, int64_t count, float *greatest, f
     *total = Isa::sum(sum);
 }
 
-// Calls action.template operator()<n>(first) for heads four at a time, then one by one.
-template <class Action> void by_fours(int heads, const Action &action) {
+// Calls action.template operator()<n>(first) for as many heads at once as registers hold, then for fewer.
+template <class Isa, class Action> void in_registers(int heads, const Action &action) {
+    constexpr int kMost = Isa::kTokensAtOnce < 4 ? 4 : Isa::kTokensAtOnce;
     int h = 0;
+    for (; h + kMost <= heads; h += kMost)
+        action.template operator()<kMost>(h);
     for (; h + 4 <= heads; h += 4)
         action.template operator()<4>(h);
     for (; h < heads; h++)
@@ -105,10 +141,11 @@ template <class Isa> void attend(const Attention &call, const AttentionPiece &pi
     int64_t first = piece.run * kRun, end = first + kRun;
     first = first_of(call, piece.token) > first ? first_of(call, piece.token) : first;
     end = end_of(call, piece.token) < end ? end_of(call, piece.token) : end;
-    for (int64_t t = first; t < end; t++) {
-        read_row<Isa>(call.k, t, kv_head, call.dim, rows);
-        by_fours(piece.heads, [&]<int kCount>(int h) {
-            score<Isa, kCount>(q + h * dim, rows, dim, scores + h * kRun + (t - first));
+    float *const tiles = rows + padded(call.dim), *const keys = tiles + kUnit * dim;
+    for (int64_t t = first; t < end; t += kUnit) {
+        transpose_keys<Isa>(call.k, t, end - t, kv_head, call.dim, rows, tiles, keys);
+        in_registers<Isa>(piece.heads, [&]<int kCount>(int h) {
+            score<Isa, kCount>(q + h * dim, dim, keys, call.dim, scores + h * kRun + (t - first));
         });
     }
 
@@ -121,7 +158,7 @@ template <class Isa> void attend(const Attention &call, const AttentionPiece &pi
         const int64_t count = end - t < kRowsAtOnce ? end - t : kRowsAtOnce;
         for (int64_t i = 0; i < count; i++)
             read_row<Isa>(call.v, t + i, kv_head, call.v_dim, rows + i * v_dim);
-        by_fours(piece.heads, [&]<int kCount>(int h) {
+        in_registers<Isa>(piece.heads, [&]<int kCount>(int h) {
             add_values<Isa, kCount>(scores + h * kRun + (t - first), rows, v_dim, count,
                                     piece.partial + h * piece.partial_stride, piece.partial_stride);
         });

@@ -163,7 +163,7 @@ def split_heads(x: Tensor, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
     """Views of q, k and v in the columns of x; what follows them is left out."""
     all_heads = (shape.heads, shape.kv_heads, shape.kv_heads)
     count = sum(all_heads)
-    q, k, v = x[:, : count * shape.dim].view(len(x), count, shape.dim).split_with_sizes(all_heads, dim=1)
+    q, k, v = x[:, : count * shape.dim].view(x.shape[0], count, shape.dim).split_with_sizes(all_heads, dim=1)
     return q, k, v
 
 

@@ -37,7 +37,7 @@ class Cached:
     scales: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.values.shape[0]
 
     def float(self) -> Tensor:
         """What they stand for, float32 [length, heads, dim]."""

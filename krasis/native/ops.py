@@ -142,7 +142,7 @@ class NativeOps:
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         """x [tokens, channels], weight [width, channels], state [width - 1, channels], which is overwritten."""
-        (tokens, channels), width = x.shape, len(weight)
+        (tokens, channels), width = x.shape, weight.shape[0]
         _check(x, "x", (tokens, channels))
         weights, states = _matrix(weight, "weight", (width, channels)), _matrix(state, "state", (width - 1, channels))
         y = torch.empty((tokens, channels), dtype=torch.float32)
@@ -164,7 +164,7 @@ class NativeOps:
 
     def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, net: DeltaNet, memory: Tensor) -> Tensor:
         """[tokens, value_heads * value_dim], token by token; see `krasis_delta_net_step`."""
-        tokens, values = len(qkv), net.value_heads * net.value_dim
+        tokens, values = qkv.shape[0], net.value_heads * net.value_dim
         _check(qkv, "qkv", (tokens, net.channels))
         _check(z, "z", (tokens, values))
         _check(beta_step, "beta_step", (tokens, 2 * net.value_heads))

@@ -53,7 +53,7 @@ class CpuBackend:
             return each_head([self.linear(matrix) for matrix in matrices])
         rows = matrices[0].spec.shape[0]
         product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
-        return lambda x: product.each(x).view(len(x), -1, rows)
+        return lambda x: product.each(x).view(x.shape[0], -1, rows)
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         w13, w2 = records.first["w13"], records.first["w2"]
@@ -65,7 +65,7 @@ class CpuBackend:
         return NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
-        if len(q) > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:
+        if q.shape[0] > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:
             return fast_attention(q, k, v, scale, window, sinks)
         return self._native.attention(q, (k.values, k.scales), (v.values, v.scales), scale, window, sinks)
 

@@ -27,10 +27,11 @@ class Rows:
         """
         if first < self._start:
             raise KrasisError(f"position {first} of the sequence is gone", expected=f"{self._start} or later")
-        if position + len(x) > self._start + self._capacity:
+        end = position + x.shape[0]
+        if end > self._start + self._capacity:
             self._drop(first, position)
-        self._put(slice(position - self._start, position - self._start + len(x)), x)
-        return self._get(slice(first - self._start, position - self._start + len(x)))
+        self._put(slice(position - self._start, end - self._start), x)
+        return self._get(slice(first - self._start, end - self._start))
 
     def _put(self, at: slice, x: Tensor) -> None:
         if self._scales is not None:

@@ -42,7 +42,7 @@ class SequenceState:
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `State`. Raises FitError past the capacity."""
-        end, window = self.position + len(rows[0]), self._window(layer)
+        end, window = self.position + rows[0].shape[0], self._window(layer)
         if end > self.capacity:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
         first = max(self.position - window + 1, 0) if window else 0

@@ -55,13 +55,14 @@ class Decoder:
         self.rope = rope
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
+        tokens = ids.shape[0]
         x = functional.embedding(ids, self._embed).float()
-        angles = self.rope.angles(state.position, len(ids))
+        angles = self.rope.angles(state.position, tokens)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, angles, state)
             if self.observe is not None:
                 self.observe(layer, x)
-        state.position += len(ids)
+        state.position += tokens
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

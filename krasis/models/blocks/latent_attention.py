@@ -103,10 +103,10 @@ class LatentAttention:
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         spec = self._spec
-        q = self._query(x).view(len(x), spec.num_heads, -1)
+        q = self._query(x).view(x.shape[0], spec.num_heads, -1)
         q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS)
         (cached,) = state.extend(self._layer, latent[:, None])
-        attend = self.absorbed if self._absorbs(len(x), len(cached)) else self.expanded
+        attend = self.absorbed if self._absorbs(x.shape[0], len(cached)) else self.expanded
         return self._o(attend(q, cached, state).flatten(1))
 
     def absorbed(self, q: Tensor, cached: Cached, state: State) -> Tensor:
