@@ -27,7 +27,8 @@ void AttentionRuns::run(const Attention &call) {
     first_ = first_of(call, 0) / kRun;
     runs_ = (call.length - 1) / kRun - first_ + 1;
     stride_ = padded(call.v_dim) + kUnit;
-    const int threads = multiplications(call, runs_) < kWorthSharing ? 1 : pool_.threads();
+    const bool shared_work = runs_ * groups_ * call.kv_heads * call.tokens > 1 && multiplications(call, runs_) >= kWorthSharing;
+    const int threads = shared_work ? pool_.threads() : 1;
     const auto lay_out = [&](Cursor cursor) {
         partial_ = cursor.take<float>(call.tokens * call.heads * runs_ * stride_);
         thread_scratch_ = cursor.take<float>(attention_scratch(call) * threads);

@@ -82,7 +82,7 @@ static inline int64_t first_of(const Attention &a, int64_t token) {
 }
 
 // Positions of a run, which is attended to as one, and heads of one piece of work.
-constexpr int64_t kRun = 256;
+constexpr int64_t kRun = 128;
 constexpr int kRowsAtOnce = 2 * 16, kHeads = 16; // rows: of values, or of keys and the tiles they come from
 
 // What one piece of attention is: query heads [head, head + heads) of a token, that share a key, over one run.

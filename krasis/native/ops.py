@@ -140,6 +140,17 @@ class NativeOps:
         self._do(self._gate(self._pool.handle, *arguments, y.data_ptr()))
         return y
 
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """[rows, 2 n] -> up * gate * sigmoid(gate) [rows, n], gate lying beside up."""
+        rows, both = gate_up.shape
+        _check(gate_up, "gate_up", (rows, both))
+        n, stride, gate = both // 2, gate_up.stride(0), gate_up.data_ptr()
+        y = torch.empty((rows, n), dtype=torch.float32)
+        up = gate + n * y.element_size()
+        arguments = (up, stride, gate, stride, rows, n, GATES["silu"], 0, 0, y.data_ptr())
+        self._do(self._gate(self._pool.handle, *arguments))
+        return y
+
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         """x [tokens, channels], weight [width, channels], state [width - 1, channels], which is overwritten."""
         (tokens, channels), width = x.shape, weight.shape[0]

@@ -36,8 +36,7 @@ class CpuOps(TorchOps):
         return self.native.gate(x, gate, "sigmoid")
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
-        half = gate_up.shape[-1] // 2
-        return self.native.gate(gate_up[:, half:], gate_up[:, :half], "silu")
+        return self.native.swiglu(gate_up)
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         return self.native.conv_silu(x, weight, state)
