@@ -14,6 +14,7 @@ from krasis.native.library import cpu_library
 from krasis.native.ops import NativeOps
 from krasis.runtime.attention import reference_attention
 from krasis.runtime.ops import CpuOps
+from krasis.runtime.rows import store_rows
 
 REFERENCE = TorchOps()
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -223,6 +224,23 @@ def test_every_fp8_value_is_read_exactly(everywhere):
     assert torch.equal(found, values.float())
 
 
+def test_fp8_is_stored_as_torch_rounds_it(teams):
+    """Values of every magnitude, ties and ends of ranges among them."""
+    ties = torch.arange(0, 480, 0.5) * 2.0 ** torch.arange(-20, 1)[:, None]
+    x = torch.cat((random(2000, 1, scale=3).flatten(), ties.flatten(), -ties.flatten(), random(2000).exp()))
+    x = x[: len(x) // 60 * 60].view(-1, 3, 20)
+    x[1, 2, 3], x[2, 1], x[3, 1, 0] = torch.nan, 0.0, 1e30
+    x[:, 0, 0] = 448  # whose scale is 1
+    for rows in (x, torch.cat((x, x), dim=1)[:, 1:4]):
+        found, expected = (
+            (torch.zeros(len(x) + 2, 3, 20, dtype=torch.float8_e4m3fn), torch.zeros(len(x) + 2, 3, 1)) for _ in range(2)
+        )
+        NativeOps(teams[0]).store_e4m3(*found, 1, rows)
+        store_rows(*expected, 1, rows)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_nan_goes_through_and_stays_in_its_head(everywhere):
     k = random(600, 2, 32)
     v = random(600, 2, 32, seed=1)
@@ -253,6 +271,8 @@ def test_rows_of_other_shapes_are_refused(teams):
         lambda: ops.attention(x.view(2, 1, 6), (x.view(2, 1, 6), None), (x.view(1, 2, 6), None), 1.0),
         lambda: ops.attention(x.view(2, 1, 6).half(), (x.view(2, 1, 6), None), (x.view(2, 1, 6), None), 1.0),
         lambda: ops.attention(x.view(2, 1, 6), (x.view(2, 1, 6).half(), None), (x.view(2, 1, 6), None), 1.0),
+        lambda: ops.store_e4m3(torch.zeros(5, 1, 6), torch.zeros(5, 1, 1), 0, x.view(2, 1, 6)),
+        lambda: ops.store_e4m3(torch.zeros(5, 1, 6).to(torch.float8_e4m3fn), torch.zeros(5, 1, 1), 4, x.view(2, 1, 6)),
     ):
         with pytest.raises(InputError):
             call()

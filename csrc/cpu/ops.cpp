@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kMost = int64_t(1) << 40; // keeps every size far inside 64 bits
 // Floats that take about as long as waking the pool.
-constexpr int64_t kWorthSharing = 1 << 15;
+constexpr int64_t kWorthSharing = 1 << 17;
 
 // Runs task(call, first, last) over all rows: on the calling thread, or on the pool. Results don't depend on which.
 template <class Call>

@@ -214,6 +214,10 @@ typedef struct krasis_rows {
     int32_t type;                              /* krasis_type */
 } krasis_rows;
 
+/* values[tokens][heads][dim] = x / scale as e4m3 bits, to nearest even, with scales[tokens][heads] = max(|x|, 1e-12) / 448. */
+KRASIS_API int krasis_store_e4m3(const float *x, int64_t tokens, int64_t x_stride, int32_t heads, int32_t dim,
+                                 uint8_t *values, float *scales);
+
 /* out[tokens][heads][v_dim]: softmax(scale q k) v of q[tokens][heads][dim], which are the last of `length` positions. A
  * token sees the `window` positions up to its own, all where it is 0; heads share kv heads in runs. sinks, null or [heads],
  * join the softmax and are dropped. v may lie within k. */

@@ -52,6 +52,7 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_conv": (_INT, [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER]),
     "krasis_route": (_INT, [*[_POINTER] * 3, *[_LONG] * 3, _INT, _INT, _FLOAT, _POINTER, _POINTER]),
     "krasis_delta_net_step": (_INT, [_POINTER, _POINTER, *[_POINTER, _LONG] * 3, _LONG, _POINTER, _POINTER]),
+    "krasis_store_e4m3": (_INT, [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER]),
     "krasis_attention": (
         _INT,
         [_POINTER, _POINTER, *[_LONG] * 2, *[_POINTER] * 2, _LONG, *[_INT] * 4, _LONG, _FLOAT, _POINTER, _POINTER],

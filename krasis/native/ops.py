@@ -77,6 +77,7 @@ class NativeOps:
         self._turn_heads, self._turn_latent = library.krasis_turn_heads, library.krasis_turn_latent
         self._conv, self._route = library.krasis_conv, library.krasis_route
         self._delta_net, self._attention = library.krasis_delta_net_step, library.krasis_attention
+        self._store = library.krasis_store_e4m3
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[rows, n] -> x / sqrt(mean of x^2 + eps) * weight [n]."""
@@ -185,6 +186,22 @@ class NativeOps:
         form = ctypes.addressof(net.c_struct)  # type: ignore[attr-defined]
         self._do(self._delta_net(self._pool.handle, form, *given, tokens, state, out.data_ptr()))
         return out
+
+    def store_e4m3(self, values: Tensor, scales: Tensor, at: int, x: Tensor) -> None:
+        """Put x [tokens, heads, dim] into values [capacity, heads, dim] and scales [capacity, heads, 1] from row `at` on.
+
+        A row and head's scale is max(|x|, 1e-12) / 448. All of it is contiguous but for the tokens of x.
+        """
+        tokens, heads, dim = x.shape
+        _check(x, "x", (tokens, heads, dim))
+        _matrix(scales, "scales", (values.shape[0], heads, 1))
+        if x.stride(1) != dim and heads > 1:
+            x = x.contiguous()
+        fits = values.shape[1:] == x.shape[1:] and 0 <= at <= at + tokens <= values.shape[0]
+        if not fits or values.dtype is not torch.float8_e4m3fn or not values.is_contiguous():
+            raise InputError(f"x {tuple(x.shape)} at {at} of {values.dtype} {tuple(values.shape)}")
+        first = (values.data_ptr() + at * heads * dim, scales.data_ptr() + at * heads * scales.element_size())
+        self._do(self._store(x.data_ptr(), tokens, x.stride(0), heads, dim, *first))
 
     def attention(
         self,

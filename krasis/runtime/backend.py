@@ -61,6 +61,9 @@ class Backend(Protocol):
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         """The experts of a layer in kernels of their own, None where there are none for their codec or activation."""
 
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        """Cache keys or values as `krasis.runtime.rows.store_rows` does."""
+
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
 

@@ -17,8 +17,9 @@ from krasis.native.ops import MOST_HEAD_DIM, NativeOps
 from krasis.runtime.attention import fast_attention
 from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, side_by_side, strip_parts
 from krasis.runtime.ops import CpuOps
+from krasis.runtime.rows import store_rows
 
-FEW_TOKENS = 4
+FEW_TOKENS = 8
 """Up to so many tokens attend to the cache as it lies; for more, torch's fused kernel on floats is faster."""
 
 
@@ -63,6 +64,12 @@ class CpuBackend:
         shape = ExpertShape(records.count, records.stride, w13.spec.shape[1], w2.spec.shape[1])
         b13, b2 = (records.first[name].values if name in records.first else None for name in ("b13", "b2"))
         return NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
+
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        if scales is None:
+            store_rows(values, scales, at, x)
+        else:
+            self._native.store_e4m3(values, scales, at, x)
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         if q.shape[0] > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:

@@ -47,7 +47,8 @@ class Engine:
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
         layers = self._family.states(self.spec)
-        return SequenceState(layers, self.plan.context, planning.PREFILL_CHUNK, self._kv, self.backend.attention)
+        size, backend = (self.plan.context, planning.PREFILL_CHUNK), self.backend
+        return SequenceState(layers, *size, self._kv, backend.attention, backend.store)
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:

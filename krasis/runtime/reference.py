@@ -12,6 +12,7 @@ from krasis.models.state import Cached
 from krasis.quant.codec import Quantized
 from krasis.runtime.attention import reference_attention
 from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, side_by_side, strip_parts
+from krasis.runtime.rows import store_rows
 
 
 class ReferenceBackend:
@@ -35,6 +36,9 @@ class ReferenceBackend:
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         return None
+
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        store_rows(values, scales, at, x)
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         return reference_attention(q, k, v, scale, window, sinks)

@@ -8,7 +8,7 @@ from torch import Tensor
 from krasis.errors import FitError
 from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
-from krasis.runtime.rows import Rows, row_bytes
+from krasis.runtime.rows import Rows, Store, row_bytes, store_rows
 
 
 class SequenceState:
@@ -19,14 +19,20 @@ class SequenceState:
     """
 
     def __init__(
-        self, layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype, attention: Attention
+        self,
+        layers: list[LayerState],
+        capacity: int,
+        chunk: int,
+        kind: KvDtype,
+        attention: Attention,
+        store: Store = store_rows,
     ) -> None:
         self.position = 0
         self.capacity = capacity
         self._layers = layers
         self._attention = attention
         self._rows = [
-            [Rows(_kept(layer, capacity, chunk), shape, kind) for shape in layer.rows]
+            [Rows(_kept(layer, capacity, chunk), shape, kind, store) for shape in layer.rows]
             if isinstance(layer, Cache)
             else []
             for layer in layers

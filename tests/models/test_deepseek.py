@@ -6,8 +6,8 @@ from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random
 
 from krasis.models.blocks import latent_attention
 from krasis.models.deepseek_v2 import router
-from krasis.models.ops import TorchOps
 from krasis.models.deepseek_v3 import parse_config
+from krasis.models.ops import TorchOps
 
 ODD = {
     "vocab_size": 64,
