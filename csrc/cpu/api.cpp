@@ -16,10 +16,11 @@ krasis_status create(int threads, int isa, krasis_pool **pool) noexcept {
     if (isa == KRASIS_ISA_AUTO)
         isa = krasis::best_isa();
     const krasis::Kernels *kernels = krasis::kernels_of(isa);
-    if (!kernels)
+    const krasis::Ops *ops = krasis::ops_of(isa);
+    if (!kernels || !ops)
         return KRASIS_ERROR_ISA;
     try {
-        *pool = new krasis_pool(threads, isa, *kernels);
+        *pool = new krasis_pool(threads, isa, *kernels, *ops);
         return KRASIS_OK;
     } catch (const std::system_error &) {
         return KRASIS_ERROR_THREADS;
@@ -78,6 +79,32 @@ int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, const float *x
                   float *y, int64_t ldy, int64_t n_out) {
     const krasis_job job{matrix, x, m, ldx, k_in, y, ldy, n_out};
     return krasis_matmul_batch(pool, &job, 1);
+}
+
+int krasis_linears(krasis_pool *pool, const krasis_matrix *const *matrices, const int64_t *n_out, int64_t count,
+                   const float *x, int64_t x_step, int64_t m, int64_t ldx, int64_t k_in, float *y, int64_t ldy) {
+    if (!pool || ((!matrices || !n_out) && count > 0))
+        return KRASIS_ERROR_NULL;
+    if (count < 0 || count > KRASIS_MOST_HEADS || x_step < 0 || x_step > INT32_MAX)
+        return KRASIS_ERROR_SHAPE;
+    try {
+        const std::lock_guard<std::mutex> lock(pool->mutex);
+        pool->jobs.clear();
+        int64_t column = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const krasis_job job{matrices[i], x ? x + i * x_step : x, m, ldx, k_in, y ? y + column : y, ldy, n_out[i]};
+            if (const krasis_status status = krasis::check(job))
+                return status;
+            pool->jobs.push_back(job);
+            column += n_out[i];
+        }
+        if (m > 1 && ldy < column)
+            return KRASIS_ERROR_SHAPE;
+        pool->matmul.run(pool->jobs.data(), count);
+        return KRASIS_OK;
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
 }
 
 int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count) {

@@ -239,6 +239,20 @@ struct Isa {
         const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
         _mm_storeu_si128((__m128i *)p, bytes);
     }
+
+    static __m256i load_bytes8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+
+    static Ints load_bytes(const uint8_t *p) { return {load_bytes8(p), load_bytes8(p + 8)}; }
+
+    static Ints masked(Ints x, int32_t mask) {
+        return {_mm256_and_si256(x.a, _mm256_set1_epi32(mask)), _mm256_and_si256(x.b, _mm256_set1_epi32(mask))};
+    }
+
+    template <int kBits> static Ints shifted(Ints x) {
+        return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
+    }
+
+    static Floats as_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 };
 
 } // namespace avx2

@@ -350,6 +350,34 @@ struct Isa {
         for (int i = 0; i < 16; i++)
             p[i] = (int8_t)a.v[i];
     }
+
+    // 16 unsigned bytes.
+    static Ints load_bytes(const uint8_t *p) {
+        Ints a;
+        for (int i = 0; i < 16; i++)
+            a.v[i] = p[i];
+        return a;
+    }
+
+    static Ints masked(Ints a, int32_t mask) {
+        for (int32_t &lane : a.v)
+            lane &= mask;
+        return a;
+    }
+
+    // To the left.
+    template <int kBits> static Ints shifted(Ints a) {
+        for (int32_t &lane : a.v)
+            lane = (int32_t)((uint32_t)lane << kBits);
+        return a;
+    }
+
+    // The floats of these bits.
+    static Floats as_floats(Ints a) {
+        Floats floats;
+        memcpy(floats.v, a.v, sizeof floats.v);
+        return floats;
+    }
 };
 
 } // namespace scalar

@@ -198,6 +198,14 @@ struct Isa {
     static Ints rounded(Floats x) { return {_mm512_cvtps_epi32(x.v)}; }
 
     static void store_bytes(int8_t *p, Ints x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(x.v)); }
+
+    static Ints load_bytes(const uint8_t *p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))}; }
+
+    static Ints masked(Ints x, int32_t mask) { return {_mm512_and_si512(x.v, _mm512_set1_epi32(mask))}; }
+
+    template <int kBits> static Ints shifted(Ints x) { return {_mm512_slli_epi32(x.v, kBits)}; }
+
+    static Floats as_floats(Ints x) { return {_mm512_castsi512_ps(x.v)}; }
 };
 
 } // namespace KRASIS_VNNI

@@ -77,6 +77,13 @@ typedef struct krasis_job {
     int64_t ldy, n_out;
 } krasis_job;
 
+typedef enum krasis_type {
+    KRASIS_FLOAT32 = 0,
+    KRASIS_BFLOAT16 = 1,
+    KRASIS_FLOAT16 = 2,
+    KRASIS_FLOAT8 = 3 /* e4m3, for cached rows alone */
+} krasis_type;
+
 typedef struct krasis_pool krasis_pool;
 
 KRASIS_API int krasis_abi_version(void);
@@ -123,6 +130,102 @@ KRASIS_API int krasis_matmul(krasis_pool *pool, const krasis_matrix *matrix, con
  * quantize it once. Nothing is computed unless every job is valid. */
 KRASIS_API int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count);
 
+#define KRASIS_MOST_HEADS 4096
+
+/* `count` products, KRASIS_MOST_HEADS at most, whose results lie side by side: product i is of x + i * x_step (0: all of
+ * one x) and writes n_out[i] columns of y after those before it. Otherwise as krasis_matmul_batch. */
+KRASIS_API int krasis_linears(krasis_pool *pool, const krasis_matrix *const *matrices, const int64_t *n_out,
+                              int64_t count, const float *x, int64_t x_step, int64_t m, int64_t ldx, int64_t k_in,
+                              float *y, int64_t ldy);
+
+/* What lies between products, in float32. Little work is done by the calling thread alone, much by the pool. Results are
+ * the same bit for bit on every instruction set, with every number of threads and tokens; NaN gives NaN where it has a
+ * say. Strides are in elements, between tokens or rows. Unless told, arrays are contiguous, and what is written does not
+ * overlap what is read. */
+
+#define KRASIS_MOST_ROUTED 4096
+
+/* y[rows][n] = x / sqrt(mean of x^2 + eps) * weight. With `add`, x is x + add, which is written to `sum`; sum may be x or add. */
+KRASIS_API int krasis_norm(krasis_pool *pool, const float *x, const float *add, int64_t rows, int64_t n,
+                           const float *weight, float eps, float *sum, float *y);
+
+/* Queries and keys in place: x[token] has q_heads, then k_heads of `dim` dimensions. Each is normalized as by krasis_norm
+ * with q_norm or k_norm [dim], where it is not null; then dimension i turns with i + half by cos and sin [tokens][half]:
+ *     x[i], x[i + half] = x[i] * cos - x[i + half] * sin, x[i + half] * cos + x[i] * sin   for i < half */
+KRASIS_API int krasis_turn_heads(krasis_pool *pool, float *x, int64_t tokens, int64_t stride, int32_t q_heads,
+                                 int32_t k_heads, int32_t dim, const float *q_norm, const float *k_norm, float eps,
+                                 const float *cos, const float *sin, int32_t half);
+
+/* The same for latent attention: of q[token], heads of nope + 2 * half dimensions, the last 2 * half turn; of kv[token]
+ * the first `rank` are normalized by norm[rank] and the last 2 * half turn. Pairs lie side by side and become halves. */
+KRASIS_API int krasis_turn_latent(krasis_pool *pool, float *q, int64_t q_stride, float *kv, int64_t kv_stride,
+                                  int64_t tokens, int32_t heads, int32_t nope, int32_t rank, const float *norm,
+                                  float eps, const float *cos, const float *sin, int32_t half);
+
+typedef enum krasis_gating {
+    KRASIS_GATE_SIGMOID = 0, /* x * sigmoid(gate) */
+    KRASIS_GATE_SILU = 1,    /* x * gate * sigmoid(gate) */
+    KRASIS_GATE_CLAMPED = 2  /* KRASIS_CLAMPED_SWIGLU, x being up */
+} krasis_gating;
+
+/* y[rows][n] of x and gate, rows x_stride and gate_stride apart. y may be x or gate where that is contiguous. */
+KRASIS_API int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
+                           int64_t rows, int64_t n, int32_t kind, float alpha, float limit, float *y);
+
+/* y[t] = silu(sum over i < width of weight[i] * x[t - width + 1 + i]) of every channel; state[width - 1][channels] has the
+ * x before the first, and then the last ones. */
+KRASIS_API int krasis_conv(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int64_t channels,
+                           const float *weight, int64_t width, float *state, float *y);
+
+typedef enum krasis_scores {
+    KRASIS_SCORES_SOFTMAX = 0, /* softmax of all logits */
+    KRASIS_SCORES_SIGMOID = 1, /* sigmoid of each */
+    KRASIS_SCORES_LOGITS = 2   /* logits + bias; weights are the softmax of the chosen ones */
+} krasis_scores;
+
+/* For every token the `chosen` experts of greatest score + bias (bias null or [experts]), greatest first, of equals the
+ * first; and their scores, divided by their sum where `normalize` is not 0, times `scale`. */
+KRASIS_API int krasis_route(krasis_pool *pool, const float *logits, const float *bias, int64_t tokens, int64_t experts,
+                            int64_t chosen, int32_t scores, int32_t normalize, float scale, int64_t *ids,
+                            float *weights);
+
+/* A gated DeltaNet. `norm` is [value_dim], the others [value_heads]; value heads share keys in runs. */
+typedef struct krasis_delta_net {
+    int32_t key_heads, value_heads, key_dim, value_dim;
+    const float *rate, *dt_bias, *norm;
+    float norm_eps;
+} krasis_delta_net;
+
+/* out[tokens][value_heads][value_dim] = norm(o) * silu(z), token by token, for every value head with its q, k and v:
+ *     q, k = q / (|q| sqrt(key_dim)), k / |k|   where |x| = sqrt(sum of x^2 + 1e-6)
+ *     a = exp(rate * softplus(step + dt_bias));   b = sigmoid(beta)
+ *     S = a S + k (b (v - a S^T k))^T;   o = S^T q
+ * qkv[token] has all q, then all k [key_heads][key_dim], then all v; z[token] is as v; beta_step[token] has all beta, then
+ * all step. S is memory[value_heads][key_dim][value_dim]. */
+KRASIS_API int krasis_delta_net_step(krasis_pool *pool, const krasis_delta_net *form, const float *qkv,
+                                     int64_t qkv_stride, const float *z, int64_t z_stride, const float *beta_step,
+                                     int64_t beta_step_stride, int64_t tokens, float *memory, float *out);
+
+/* Cached rows of float32, bf16 bits or e4m3 bits; the latter are multiplied by scales[position * scale_stride + head]. */
+typedef struct krasis_rows {
+    const void *values;
+    const float *scales;
+    int64_t stride, head_stride, scale_stride; /* stride: between positions */
+    int32_t type;                              /* krasis_type */
+} krasis_rows;
+
+/* values[tokens][heads][dim] = x / scale as e4m3 bits, to nearest even, with scales[tokens][heads] = max(|x|, 1e-12) / 448. */
+KRASIS_API int krasis_store_e4m3(const float *x, int64_t tokens, int64_t x_stride, int32_t heads, int32_t dim,
+                                 uint8_t *values, float *scales);
+
+/* out[tokens][heads][v_dim]: softmax(scale q k) v of q[tokens][heads][dim], which are the last of `length` positions. A
+ * token sees the `window` positions up to its own, all where it is 0; heads share kv heads in runs. sinks, null or [heads],
+ * join the softmax and are dropped. v may lie within k. */
+KRASIS_API int krasis_attention(krasis_pool *pool, const float *q, int64_t tokens, int64_t q_stride,
+                                const krasis_rows *k, const krasis_rows *v, int64_t length, int32_t heads,
+                                int32_t kv_heads, int32_t dim, int32_t v_dim, int64_t window, float scale,
+                                const float *sinks, float *out);
+
 typedef enum krasis_activation {
     KRASIS_SWIGLU = 0,        /* gate * sigmoid(gate) * up */
     KRASIS_CLAMPED_SWIGLU = 1 /* (up + 1) * gate * sigmoid(alpha * gate), gate at most and up within `limit` */
@@ -149,8 +252,6 @@ typedef struct krasis_experts {
  * with every thread count and batch size. KRASIS_ERROR_SHAPE for an id that is no expert's. */
 KRASIS_API int krasis_moe(krasis_pool *pool, const krasis_experts *experts, const float *x, int64_t m, int64_t ldx,
                           const int64_t *ids, const float *weights, int64_t chosen, float *y, int64_t ldy);
-
-typedef enum krasis_type { KRASIS_FLOAT32 = 0, KRASIS_BFLOAT16 = 1, KRASIS_FLOAT16 = 2 } krasis_type;
 
 /* Row-major weights with rows `stride` elements apart. */
 typedef struct krasis_part {

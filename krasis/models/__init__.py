@@ -7,7 +7,7 @@ from typing import cast
 from krasis.errors import InputError
 from krasis.models.family import Family
 
-_SHARED = {"blocks", "config", "conform", "family", "state", "weight"}
+_SHARED = {"blocks", "config", "conform", "family", "ops", "state", "weight"}
 
 
 def names() -> list[str]:

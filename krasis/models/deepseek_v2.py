@@ -4,17 +4,17 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from krasis.models.blocks import latent_attention as mla
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.mlp import GatedMlp
-from krasis.models.blocks.moe import Moe
+from krasis.models.blocks.moe import Moe, Route
 from krasis.models.blocks.rope import Rope, RopeSpec
-from krasis.models.blocks.routing import normalized, within_best_groups
+from krasis.models.blocks.routing import within_best_groups
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, PartCount, Positive, Weights, Width
+from krasis.models.ops import Ops, Routing, score, weigh
 from krasis.models.state import LayerState
 from krasis.models.weight import File, Group, Weight, base_file, experts, gated, layer_file, left_out, tensor
 
@@ -201,14 +201,20 @@ def build_mlp(spec: MoeSpec, weights: Weights, layer: int) -> Linear:
         return GatedMlp(weights, f"{name}.dense", "gate_up", "down")
     bias = weights.tensor(name, "router_bias").float() if spec.corrected else None
     shared = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down") if spec.shared_size else None
-    return Moe(weights, name, partial(route, bias=bias, spec=spec), shared=shared)
+    return Moe(weights, name, router(spec, weights.ops, bias), shared=shared)
 
 
-def route(logits: Tensor, bias: Tensor | None, spec: MoeSpec) -> tuple[Tensor, Tensor]:
-    """Router logits -> expert ids and weights (DeepSeek-V2, eq. 20 to 24; DeepSeek-V3, eq. 12 to 16)."""
-    scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
-    choice = scores if bias is None else scores + bias
-    choice = within_best_groups(choice, spec.groups, spec.kept_groups, spec.group_votes)
-    ids = choice.topk(spec.experts_per_token, dim=-1).indices
-    shares = torch.gather(scores, -1, ids)
-    return ids, (normalized(shares) if spec.norm_topk_prob else shares) * spec.routed_scale
+def router(spec: MoeSpec, ops: Ops, bias: Tensor | None) -> Route:
+    """How a token's experts are chosen (DeepSeek-V2, eq. 20 to 24; DeepSeek-V3, eq. 12 to 16)."""
+    routing = Routing(spec.experts_per_token, spec.scores, spec.norm_topk_prob, spec.routed_scale)
+    if spec.kept_groups == spec.groups:
+        return partial(ops.route, bias=bias, routing=routing)
+
+    def limited(logits: Tensor) -> tuple[Tensor, Tensor]:
+        scores = score(logits, routing.scores)
+        choice = scores if bias is None else scores + bias
+        choice = within_best_groups(choice, spec.groups, spec.kept_groups, spec.group_votes)
+        ids = choice.topk(routing.k, dim=-1).indices
+        return ids, weigh(scores.gather(-1, ids), routing)
+
+    return limited

@@ -1,7 +1,7 @@
 """What a family provides (spec, checkpoint rules, forward) and what a backend provides to it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from krasis.models.state import LayerState, State
 from krasis.models.weight import File
+
+if TYPE_CHECKING:
+    from krasis.models.ops import Ops
 
 # Whoever writes a config.json or a manifest says how many things are made for each layer, expert and head.
 MOST_LAYERS, MOST_PARTS, MOST_WIDTH = 1 << 10, 1 << 12, 1 << 20
@@ -36,7 +39,7 @@ class ModelSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 
 Linear = Callable[[Tensor], Tensor]
-"""x float [tokens, K] -> [tokens, N]."""
+"""x float [tokens, K] -> [tokens, N], a tensor of its own."""
 
 Activation = Callable[[Tensor, Tensor], Tensor]
 """(gate, up), each [tokens, I] -> [tokens, I]."""
@@ -56,13 +59,18 @@ class Heads(Protocol):
 
 
 class Weights(Protocol):
-    """A backend's view of the pack."""
+    """A backend's view of the pack, and what it does between products."""
+
+    ops: "Ops"
 
     def tensor(self, segment: str, name: str) -> Tensor:
         """An unquantized tensor."""
 
     def linear(self, segment: str, name: str) -> Linear:
         """The product with a matrix of any codec."""
+
+    def linears(self, segment: str, names: Sequence[str]) -> Linear:
+        """The products of one x with several matrices, side by side in the order of `names`."""
 
     def heads(self, segment: str, name: str) -> Heads:
         """The matrices called `name` of a segment that has one record a head."""

@@ -8,11 +8,12 @@ from torch import Tensor
 from krasis.models import deepseek_v2
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.linear import biased
-from krasis.models.blocks.norms import RmsNorm
-from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
+from krasis.models.blocks.norms import stored_norm
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
 from krasis.models.deepseek_v2 import ignored, moe_layers
 from krasis.models.family import PartCount, Weights, Width
+from krasis.models.ops import HeadShape
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, base_file, layer_file, tensor
 
@@ -95,20 +96,16 @@ def build(spec: Spec, weights: Weights) -> Decoder:
 class _Attention:
     def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
-        self._layer, self._dim = layer, spec.head_dim
-        self._q, self._k, self._v, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvo")
+        self._layer, self._scale = layer, spec.head_dim**-0.5
+        self._ops, self._eps = weights.ops, spec.norm_eps
+        self._heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        self._qkv, self._o = weights.linears(f"{name}.dense", "qkv"), weights.linear(f"{name}.dense", "o")
         if spec.biased:
-            self._q, self._k, self._v = (
-                biased(linear, weights.tensor(name, f"{key}_bias"))
-                for key, linear in (("q", self._q), ("k", self._k), ("v", self._v))
-            )
-        self._norms = (
-            [RmsNorm(weights.tensor(name, f"{key}_norm"), spec.norm_eps) for key in "qk"] if spec.normed else []
-        )
+            self._qkv = biased(self._qkv, *(weights.tensor(name, f"{key}_bias") for key in "qkv"))
+        self._norms = None
+        if spec.normed:
+            self._norms = (stored_norm(weights, name, "q_norm"), stored_norm(weights, name, "k_norm"))
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
-        if self._norms:
-            q, k = (norm(part) for norm, part in zip(self._norms, (q, k), strict=True))
-        q, k = rotate(q, angles), rotate(k, angles)
-        return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5).flatten(-2))
+        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, self._norms, self._eps)
+        return self._o(state.attend(self._layer, q, k, v, self._scale).flatten(-2))

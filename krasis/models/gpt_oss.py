@@ -1,6 +1,7 @@
 """gpt-oss: attention with sinks, in some layers over a window; clamped experts with biases (gpt-oss model card)."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -10,10 +11,10 @@ from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.linear import biased
 from krasis.models.blocks.mlp import ClampedSwiglu
 from krasis.models.blocks.moe import Moe
-from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
-from krasis.models.blocks.routing import top_k_softmax
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
 from krasis.models.family import Count, ModelSpec, PartCount, Positive, Weights, Width
+from krasis.models.ops import HeadShape, Routing
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, layer_file, left_out, tensor
 
@@ -144,20 +145,23 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
     name = f"layers.{layer}"
     bias = weights.tensor(name, "router_bias").float()
     activation = ClampedSwiglu(spec.swiglu_alpha, spec.swiglu_limit)
-    moe = Moe(weights, name, lambda logits: top_k_softmax(logits + bias, spec.experts_per_token), activation=activation)
+    route = partial(weights.ops.route, bias=bias, routing=Routing(spec.experts_per_token, "logits"))
+    moe = Moe(weights, name, route, activation=activation)
     return Layer(weights, name, _Attention(spec, weights, layer), moe, spec.norm_eps)
 
 
 class _Attention:
     def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
-        self._layer, self._dim = layer, spec.head_dim
-        self._q, self._k, self._v, self._o = (
-            biased(weights.linear(f"{name}.dense", key), weights.tensor(name, f"{key}_bias")) for key in "qkvo"
+        self._layer, self._scale = layer, spec.head_dim**-0.5
+        self._ops = weights.ops
+        self._heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        self._qkv = biased(
+            weights.linears(f"{name}.dense", "qkv"), *(weights.tensor(name, f"{key}_bias") for key in "qkv")
         )
+        self._o = biased(weights.linear(f"{name}.dense", "o"), weights.tensor(name, "o_bias"))
         self._sinks = weights.tensor(name, "sinks").float()
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
-        q, k = rotate(q, angles), rotate(k, angles)
-        return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5, self._sinks).flatten(-2))
+        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, None, 0)
+        return self._o(state.attend(self._layer, q, k, v, self._scale, self._sinks).flatten(-2))

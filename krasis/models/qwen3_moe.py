@@ -9,11 +9,11 @@ from torch import Tensor
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.mlp import GatedMlp
 from krasis.models.blocks.moe import Moe
-from krasis.models.blocks.norms import RmsNorm
-from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
-from krasis.models.blocks.routing import softmax_top_k
+from krasis.models.blocks.norms import stored_norm
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, PartCount, Weights, Width
+from krasis.models.ops import HeadShape, Routing
 from krasis.models.state import Cache, LayerState, State
 from krasis.models.weight import File, Group, base_file, experts, gated, layer_file, left_out, tensor
 
@@ -126,18 +126,20 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
     if layer in spec.dense_layers:
         mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
     else:
-        mlp = Moe(weights, name, partial(softmax_top_k, k=spec.experts_per_token, renormalize=spec.norm_topk_prob))
+        routing = Routing(spec.experts_per_token, "softmax", normalize=spec.norm_topk_prob)
+        mlp = Moe(weights, name, partial(weights.ops.route, bias=None, routing=routing))
     return Layer(weights, name, _Attention(spec, weights, layer), mlp, spec.norm_eps)
 
 
 class _Attention:
     def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
-        self._layer, self._dim = layer, spec.head_dim
-        self._q, self._k, self._v, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvo")
-        self._q_norm, self._k_norm = (RmsNorm(weights.tensor(name, f"{key}_norm"), spec.norm_eps) for key in "qk")
+        self._layer, self._scale = layer, spec.head_dim**-0.5
+        self._ops, self._eps = weights.ops, spec.norm_eps
+        self._heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        self._qkv, self._o = weights.linears(f"{name}.dense", "qkv"), weights.linear(f"{name}.dense", "o")
+        self._norms = (stored_norm(weights, name, "q_norm"), stored_norm(weights, name, "k_norm"))
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
-        q, k = rotate(self._q_norm(q), angles), rotate(self._k_norm(k), angles)
-        return self._o(state.attend(self._layer, q, k, v, self._dim**-0.5).flatten(-2))
+        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, self._norms, self._eps)
+        return self._o(state.attend(self._layer, q, k, v, self._scale).flatten(-2))

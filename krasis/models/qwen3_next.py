@@ -4,26 +4,19 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from krasis.models.blocks.causal_conv import causal_conv
 from krasis.models.blocks.decoder import Decoder, Layer
-from krasis.models.blocks.delta_rule import delta_rule
 from krasis.models.blocks.mlp import GatedMlp
 from krasis.models.blocks.moe import Moe
-from krasis.models.blocks.norms import RmsNorm
-from krasis.models.blocks.rope import Angles, Rope, RopeSpec, rotate
-from krasis.models.blocks.routing import softmax_top_k
+from krasis.models.blocks.norms import stored_norm
+from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, PartCount, Weights, Width
+from krasis.models.ops import DeltaForm, DeltaShape, HeadShape, Routing
 from krasis.models.qwen3_moe import read_mlp
 from krasis.models.state import Cache, LayerState, Recurrent, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, experts, gated, layer_file, left_out, tensor
-
-UNIT_EPS = 1e-6
-"""Keeps the length of DeltaNet's keys and queries from 0, whatever the eps of norms is."""
 
 
 class Spec(ModelSpec, frozen=True, tag="qwen3_next"):
@@ -204,7 +197,8 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
     if layer in spec.dense_layers:
         mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
     else:
-        route = partial(softmax_top_k, k=spec.experts_per_token, renormalize=spec.norm_topk_prob)
+        routing = Routing(spec.experts_per_token, "softmax", normalize=spec.norm_topk_prob)
+        route = partial(weights.ops.route, bias=None, routing=routing)
         mlp = Moe(weights, name, route, shared=_Shared(weights, name))
     return Layer(weights, name, mixer(spec, weights, layer), mlp, spec.norm_eps, offset=1)
 
@@ -212,18 +206,19 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
 class _Attention:
     def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
-        self._layer, self._dim = layer, spec.head_dim
-        self._q, self._k, self._v, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvo")
-        self._gate = weights.linear(f"{name}.dense", "gate")
-        self._q_norm, self._k_norm = (
-            RmsNorm(weights.tensor(name, f"{key}_norm"), spec.norm_eps, offset=1) for key in "qk"
-        )
+        self._layer, self._scale = layer, spec.head_dim**-0.5
+        self._ops, self._eps = weights.ops, spec.norm_eps
+        self._heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        self._queries = spec.num_heads * spec.head_dim
+        self._qkv_gate = weights.linears(f"{name}.dense", (*"qkv", "gate"))
+        self._o = weights.linear(f"{name}.dense", "o")
+        self._norms = (stored_norm(weights, name, "q_norm", offset=1), stored_norm(weights, name, "k_norm", offset=1))
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = (linear(x).view(len(x), -1, self._dim) for linear in (self._q, self._k, self._v))
-        q, k = rotate(self._q_norm(q), angles), rotate(self._k_norm(k), angles)
-        out = state.attend(self._layer, q, k, v, self._dim**-0.5).flatten(-2)
-        return self._o(out * self._gate(x).sigmoid())
+        both = self._qkv_gate(x)
+        q, k, v = self._ops.turn_heads(both, self._heads, angles, self._norms, self._eps)
+        out = state.attend(self._layer, q, k, v, self._scale).flatten(-2)
+        return self._o(self._ops.gate(out, both[:, -self._queries :]))
 
 
 class _DeltaNet:
@@ -231,31 +226,25 @@ class _DeltaNet:
 
     def __init__(self, spec: Spec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
-        self._spec, self._layer = spec, layer
-        self._q, self._k, self._v, self._z, self._o = (weights.linear(f"{name}.dense", key) for key in "qkvzo")
+        self._ops, self._layer, self._channels = weights.ops, layer, spec.channels
+        self._qkvz, self._o = weights.linears(f"{name}.dense", "qkvz"), weights.linear(f"{name}.dense", "o")
         self._beta_decay = weights.linear(name, "beta_decay")
-        self._rate = -weights.tensor(name, "a_log").float().exp()
-        self._dt_bias = weights.tensor(name, "dt_bias").float()
         self._conv = weights.tensor(name, "conv").float().squeeze(1).T.contiguous()
-        self._norm = RmsNorm(weights.tensor(name, "out_norm"), spec.norm_eps)
+        self._form = DeltaForm(
+            shape=DeltaShape(
+                spec.linear_key_heads, spec.linear_value_heads, spec.linear_key_dim, spec.linear_value_dim
+            ),
+            rate=-weights.tensor(name, "a_log").float().exp(),
+            dt_bias=weights.tensor(name, "dt_bias").float(),
+            norm=stored_norm(weights, name, "out_norm"),
+            norm_eps=spec.norm_eps,
+        )
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         past, memory = state.recurrent(self._layer)
-        qkv = torch.cat((self._q(x), self._k(x), self._v(x)), dim=-1)
-        q, k, v = self._heads(functional.silu(causal_conv(qkv, self._conv, past)))
-        beta, step = self._beta_decay(x).chunk(2, dim=-1)
-        decay = self._rate * functional.softplus(step + self._dt_bias)
-        out = self._norm(delta_rule(q, k, v, decay, beta.sigmoid(), memory)).flatten(-2)
-        return self._o(out * functional.silu(self._z(x)))
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[tokens, channels] -> q, k and v by heads, k of length 1 and q shorter by the root of its dimensions."""
-        spec = self._spec
-        keys = 2 * spec.linear_key_heads * spec.linear_key_dim
-        qk = qkv[:, :keys].view(len(qkv), 2, spec.linear_key_heads, spec.linear_key_dim)
-        q, k = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + UNIT_EPS)).unbind(1)
-        v = qkv[:, keys:].view(len(qkv), spec.linear_value_heads, spec.linear_value_dim)
-        return q * spec.linear_key_dim**-0.5, k, v
+        qkvz = self._qkvz(x)
+        qkv = self._ops.conv_silu(qkvz[:, : self._channels], self._conv, past)
+        return self._o(self._ops.delta_net(qkv, qkvz[:, self._channels :], self._beta_decay(x), self._form, memory))
 
 
 class _Shared:

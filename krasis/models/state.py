@@ -29,6 +29,26 @@ class Recurrent:
 LayerState = Cache | Recurrent
 
 
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Rows [length, heads, dim] as a cache has them; `scales` float32 [length, heads, 1] multiply them, where given."""
+
+    values: Tensor
+    scales: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def float(self) -> Tensor:
+        """What they stand for, float32 [length, heads, dim]."""
+        values = self.values.float()
+        return values if self.scales is None else values * self.scales
+
+    def leading(self, dims: int) -> "Cached":
+        """The first dimensions of every row."""
+        return Cached(self.values[..., :dims], self.scales)
+
+
 class State(Protocol):
     """The state of one sequence. A forward moves `position` on once, at its end."""
 
@@ -40,10 +60,10 @@ class State(Protocol):
         `sinks`, [heads] logits, take part in the softmax and are then dropped.
         """
 
-    def extend(self, layer: int, *rows: Tensor) -> tuple[Tensor, ...]:
-        """Cache rows [tokens, heads, dim], one tensor for each of `Cache.rows`; all of them so far, [length, ...]."""
+    def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
+        """Cache rows [tokens, heads, dim], one tensor for each of `Cache.rows`; all of them so far."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Cached, v: Cached, scale: float) -> Tensor:
         """Causal attention of q [tokens, heads, dim], the last positions of k and v [length, kv heads, dim]."""
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:

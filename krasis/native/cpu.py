@@ -101,6 +101,10 @@ class Pool:
             raise self._error(status, _shapes(jobs))
         return results
 
+    def linears(self, matrices: Sequence[Matrix], n_out: Sequence[int]) -> "Linears":
+        """Products of several matrices, 1 to n_out columns of each, made ready to run on one x."""
+        return Linears(self, matrices, n_out)
+
     def read(self, memory: Tensor) -> int:
         """Read a contiguous tensor of a multiple of 64 bytes with every thread; the sum of its 32-bit words mod 2^32.
 
@@ -143,6 +147,42 @@ class Pool:
         return InputError(message(status), where=where)
 
 
+class Linears:
+    """Products with matrices of one x, or of one x for each, their results side by side. Holds the matrices."""
+
+    def __init__(self, pool: Pool, matrices: Sequence[Matrix], n_out: Sequence[int]) -> None:
+        count = len(matrices)
+        for matrix, n in zip(matrices, n_out, strict=True):
+            _check_columns(matrix, n)
+        self._pool, self._matrices, self._n_out, self._columns = pool, matrices, n_out, sum(n_out)
+        self._addresses = (ctypes.c_void_p * count)(*(matrix.address for matrix in matrices))
+        self._widths = (ctypes.c_int64 * count)(*n_out)
+        self._fixed = (ctypes.addressof(self._addresses), ctypes.addressof(self._widths), count)
+        self._run = cpu_library().krasis_linears
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [m, k_in] -> [m, sum of n_out]: `Pool.matmul` with every matrix."""
+        m, k_in, stride = _shape_of(x)
+        return self._multiply(x, 0, m, stride, k_in)
+
+    def each(self, x: Tensor) -> Tensor:
+        """float32 [m, matrices, k_in] -> [m, sum of n_out]: matrix i times x[:, i]."""
+        if x.dim() != 3 or x.shape[1] != len(self._matrices):
+            raise InputError(f"x is {tuple(x.shape)}", expected=f"[m, {len(self._matrices)}, k]")
+        m, k_in, stride = _shape_of(x[:, 0])
+        return self._multiply(x, x.stride(1), m, stride, k_in)
+
+    def _multiply(self, x: Tensor, step: int, m: int, stride: int, k_in: int) -> Tensor:
+        pool, columns = self._pool, self._columns
+        y = torch.empty((m, columns), dtype=torch.float32, device="cpu")
+        status = self._run(pool.handle, *self._fixed, x.data_ptr(), step, m, stride, k_in, y.data_ptr(), columns)
+        if status:
+            pool.check_open()
+            jobs = [(matrix, x, n) for matrix, n in zip(self._matrices, self._n_out, strict=True)]
+            raise InputError(message(status), where=_shapes(jobs))
+        return y
+
+
 def _shapes(jobs: Sequence[tuple[Matrix, Tensor, int]]) -> str:
     return ", ".join(f"x {tuple(x.shape)} into {n_out} of K = {matrix.k}, N = {matrix.n}" for matrix, x, n_out in jobs)
 
@@ -160,9 +200,13 @@ def _shape_of(x: Tensor) -> tuple[int, int, int]:
 
 def _result(matrix: Matrix, m: int, n_out: int | None) -> tuple[Tensor, int]:
     n_out = matrix.n if n_out is None else n_out
+    _check_columns(matrix, n_out)
+    return torch.empty((m, n_out), dtype=torch.float32, device="cpu"), n_out
+
+
+def _check_columns(matrix: Matrix, n_out: int) -> None:
     if not 0 < n_out <= matrix.n:
         raise InputError(f"n_out is {n_out}", expected=f"1 to {matrix.n}")
-    return torch.empty((m, n_out), dtype=torch.float32, device="cpu"), n_out
 
 
 def isa_number(isa: str | None) -> int:

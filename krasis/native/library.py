@@ -13,7 +13,7 @@ ERROR_ISA = 7
 
 ABI_VERSION = 4
 
-_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 Signatures = dict[str, tuple[Any, list[Any]]]
 
 _CUDA_SIGNATURES: Signatures = {
@@ -32,6 +32,31 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_read": (_INT, [_POINTER, _POINTER, _LONG, ctypes.POINTER(ctypes.c_uint32)]),
     "krasis_matmul": (_INT, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG]),
     "krasis_matmul_batch": (_INT, [_POINTER, _POINTER, _LONG]),
+    "krasis_linears": (_INT, [*[_POINTER] * 3, _LONG, _POINTER, *[_LONG] * 4, _POINTER, _LONG]),
+    "krasis_norm": (_INT, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _FLOAT, _POINTER, _POINTER]),
+    "krasis_turn_heads": (
+        _INT,
+        [_POINTER, _POINTER, _LONG, _LONG, _INT, _INT, _INT, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _INT],
+    ),
+    "krasis_turn_latent": (
+        _INT,
+        [
+            *[_POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _INT, _INT, _INT, _POINTER],
+            _FLOAT,
+            _POINTER,
+            _POINTER,
+            _INT,
+        ],
+    ),
+    "krasis_gate": (_INT, [_POINTER, *[_POINTER, _LONG] * 2, _LONG, _LONG, _INT, _FLOAT, _FLOAT, _POINTER]),
+    "krasis_conv": (_INT, [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER]),
+    "krasis_route": (_INT, [*[_POINTER] * 3, *[_LONG] * 3, _INT, _INT, _FLOAT, _POINTER, _POINTER]),
+    "krasis_delta_net_step": (_INT, [_POINTER, _POINTER, *[_POINTER, _LONG] * 3, _LONG, _POINTER, _POINTER]),
+    "krasis_store_e4m3": (_INT, [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER]),
+    "krasis_attention": (
+        _INT,
+        [_POINTER, _POINTER, *[_LONG] * 2, *[_POINTER] * 2, _LONG, *[_INT] * 4, _LONG, _FLOAT, _POINTER, _POINTER],
+    ),
     "krasis_moe": (_INT, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _LONG]),
     "krasis_quantize": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
     "krasis_int4_feedback": (_INT, [_INT, *[_POINTER] * 4, _LONG, _LONG, _LONG, _POINTER, _POINTER]),

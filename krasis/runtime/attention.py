@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from krasis.models.state import Cached
+
+Rows = Tensor | Cached
+
 
 def causal_mask(tokens: int, length: int, window: int = 0) -> Tensor:
     """bool [tokens, length]: token i, at position length - tokens + i, sees itself and what came before."""
@@ -17,11 +21,12 @@ def causal_mask(tokens: int, length: int, window: int = 0) -> Tensor:
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, sinks: Tensor | None = None
+    q: Tensor, k: Rows, v: Rows, scale: float, window: int = 0, sinks: Tensor | None = None
 ) -> Tensor:
     """softmax(q k^T * scale) v in float32 (Vaswani et al. 2017, eq. 1)."""
+    k, v = k.float(), v.float()
     shared = q.shape[1] // k.shape[1]
-    k, v = (t.float().repeat_interleave(shared, dim=1) for t in (k, v))
+    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
     scores = scores.masked_fill(~causal_mask(len(q), len(k), window), float("-inf"))
     if sinks is not None:
@@ -30,13 +35,12 @@ def reference_attention(
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
-def fast_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, sinks: Tensor | None = None
-) -> Tensor:
+def fast_attention(q: Tensor, k: Rows, v: Rows, scale: float, window: int = 0, sinks: Tensor | None = None) -> Tensor:
     """The same, many tokens by torch's fused kernel and one without it."""
+    k, v = k.float(), v.float()
     if len(q) == 1:
         return _one_token(q, k[-window:], v[-window:], scale, sinks)
-    return _fused(q.float(), k.float(), v.float(), scale, causal_mask(len(q), len(k), window), sinks)
+    return _fused(q.float(), k, v, scale, causal_mask(len(q), len(k), window), sinks)
 
 
 def _one_token(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:

@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from krasis.models.family import Activation, Experts, Linear
+from krasis.models.ops import Ops
+from krasis.models.state import Cached
 from krasis.pack.record import TensorSpec
 
 KvDtype = Literal["f32", "bf16", "fp8"]
 
-Attention = Callable[[Tensor, Tensor, Tensor, float, int, Tensor | None], Tensor]
+Attention = Callable[[Tensor, Cached, Cached, float, int, Tensor | None], Tensor]
 """(q, k, v, scale, window, sinks) -> causal attention of the last tokens over all; see `krasis.runtime.attention`."""
 
 
@@ -44,18 +47,35 @@ class Backend(Protocol):
     name: str
     layouts: tuple[str, ...]
     kv: KvDtype
+    ops: Ops
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
 
-    def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        """Products with several matrices at once, one x for each, as `linear` gives them."""
+    def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
+        """Products of one x with matrices of as many columns, side by side."""
+
+    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
+        """Products of x [tokens, heads, K] with a matrix a head, all of one shape -> [tokens, heads, N]."""
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         """The experts of a layer in kernels of their own, None where there are none for their codec or activation."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        """Cache keys or values as `krasis.runtime.rows.store_rows` does."""
+
+    def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
+
+
+def side_by_side(linears: Sequence[Linear]) -> Linear:
+    """Products of one x, one after the other."""
+    return lambda x: torch.cat([linear(x) for linear in linears], dim=-1)
+
+
+def each_head(linears: Sequence[Linear]) -> Linear:
+    """Products of x [tokens, heads, K], a linear a head, one after the other."""
+    return lambda x: torch.stack([linear(x[:, head]) for head, linear in enumerate(linears)], dim=1)
 
 
 def strip_parts(y: Tensor, spec: TensorSpec) -> Tensor:

@@ -1,6 +1,6 @@
 """The CPU backend: native kernels read the pack's bytes where they lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,11 +9,18 @@ from torch.nn import functional
 
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
 from krasis.models.family import Activation, Experts, Linear
+from krasis.models.ops import Ops
+from krasis.models.state import Cached
 from krasis.native.cpu import Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
-from krasis.pack.record import TensorSpec
+from krasis.native.ops import MOST_HEAD_DIM, NativeOps
 from krasis.runtime.attention import fast_attention
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, strip_parts
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, side_by_side, strip_parts
+from krasis.runtime.ops import CpuOps
+from krasis.runtime.rows import store_rows
+
+FEW_TOKENS = 8
+"""Up to so many tokens attend to the cache as it lies; for more, torch's fused kernel on floats is faster."""
 
 
 class CpuBackend:
@@ -23,26 +30,31 @@ class CpuBackend:
     def __init__(self, threads: int | None = None) -> None:
         self.layouts: tuple[str, ...] = ("cpu", "marlin")
         self.pool = Pool(threads)
+        self._native = NativeOps(self.pool)
+        self.ops: Ops = CpuOps(self._native)
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         spec = matrix.spec
-        if matrix.values is not None and _is_float32(matrix):
+        if matrix.values is not None and matrix.values.dtype == torch.float32:
             return partial(functional.linear, weight=matrix.values)
-        native, columns = _native(matrix), _columns(spec)
-        return lambda x: strip_parts(self.pool.matmul(native, x, columns), spec)
+        if spec.parts == 1:
+            return self.pool.linears([_native(matrix)], [spec.shape[0]])
+        product = self.pool.linears([_native(matrix)], [spec.padded_shape[0]])
+        return product if spec.shape == spec.padded_shape else lambda x: strip_parts(product(x), spec)
 
-    def products(self, matrices: Sequence[PackedMatrix]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        if any(map(_is_float32, matrices)):
-            linears = [self.linear(matrix) for matrix in matrices]
-            return lambda xs: [linear(x) for linear, x in zip(linears, xs, strict=True)]
-        specs = [matrix.spec for matrix in matrices]
-        natives = [(_native(matrix), _columns(matrix.spec)) for matrix in matrices]
+    def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
+        if not all(map(_is_native, matrices)):
+            return side_by_side([self.linear(matrix) for matrix in matrices])
+        return self.pool.linears(
+            [_native(matrix) for matrix in matrices], [matrix.spec.shape[0] for matrix in matrices]
+        )
 
-        def run(xs: Sequence[Tensor]) -> list[Tensor]:
-            jobs = [(native, x, columns) for (native, columns), x in zip(natives, xs, strict=True)]
-            return [strip_parts(y, spec) for y, spec in zip(self.pool.matmul_batch(jobs), specs, strict=True)]
-
-        return run
+    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
+        if not all(map(_is_native, matrices)):
+            return each_head([self.linear(matrix) for matrix in matrices])
+        rows = matrices[0].spec.shape[0]
+        product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
+        return lambda x: product.each(x).view(x.shape[0], -1, rows)
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         w13, w2 = records.first["w13"], records.first["w2"]
@@ -53,8 +65,16 @@ class CpuBackend:
         b13, b2 = (records.first[name].values if name in records.first else None for name in ("b13", "b2"))
         return NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sinks: Tensor | None) -> Tensor:
-        return fast_attention(q, k, v, scale, window, sinks)
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        if scales is None:
+            store_rows(values, scales, at, x)
+        else:
+            self._native.store_e4m3(values, scales, at, x)
+
+    def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+        if q.shape[0] > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:
+            return fast_attention(q, k, v, scale, window, sinks)
+        return self._native.attention(q, (k.values, k.scales), (v.values, v.scales), scale, window, sinks)
 
 
 def _native_activation(activation: Activation) -> NativeActivation | None:
@@ -65,12 +85,9 @@ def _native_activation(activation: Activation) -> NativeActivation | None:
     return None
 
 
-def _is_float32(matrix: PackedMatrix) -> bool:
-    return matrix.values is not None and matrix.values.dtype == torch.float32
-
-
-def _columns(spec: TensorSpec) -> int:
-    return spec.shape[0] if spec.parts == 1 else spec.padded_shape[0]
+def _is_native(matrix: PackedMatrix) -> bool:
+    """Whether one product gives the logical columns side by side."""
+    return matrix.spec.parts == 1 and (matrix.values is None or matrix.values.dtype == torch.bfloat16)
 
 
 def _native(matrix: PackedMatrix) -> Matrix:

@@ -59,7 +59,8 @@ class Engine:
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
-        return SequenceState(self.layers, self.plan.context, planning.PREFILL_CHUNK, self.kv, self.backend.attention)
+        size, backend = (self.plan.context, planning.PREFILL_CHUNK), self.backend
+        return SequenceState(self.layers, *size, self.kv, backend.attention, backend.store)
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:

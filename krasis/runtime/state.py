@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from krasis.errors import FitError
-from krasis.models.state import Cache, LayerState, Recurrent
+from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
-from krasis.runtime.rows import Rows, row_bytes
+from krasis.runtime.rows import Rows, Store, row_bytes, store_rows
 
 
 class SequenceState:
@@ -19,14 +19,20 @@ class SequenceState:
     """
 
     def __init__(
-        self, layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype, attention: Attention
+        self,
+        layers: list[LayerState],
+        capacity: int,
+        chunk: int,
+        kind: KvDtype,
+        attention: Attention,
+        store: Store = store_rows,
     ) -> None:
         self.position = 0
         self.capacity = capacity
         self._layers = layers
         self._attention = attention
         self._rows = [
-            [Rows(_kept(layer, capacity, chunk), shape, kind) for shape in layer.rows]
+            [Rows(_kept(layer, capacity, chunk), shape, kind, store) for shape in layer.rows]
             if isinstance(layer, Cache)
             else []
             for layer in layers
@@ -37,18 +43,18 @@ class SequenceState:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past the capacity."""
-        k, v = self.extend(layer, k, v)
-        return self._attention(q, k, v, scale, self._window(layer), sinks)
+        keys, values = self.extend(layer, k, v)
+        return self._attention(q, keys, values, scale, self._window(layer), sinks)
 
-    def extend(self, layer: int, *rows: Tensor) -> tuple[Tensor, ...]:
+    def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `State`. Raises FitError past the capacity."""
-        end, window = self.position + len(rows[0]), self._window(layer)
+        end, window = self.position + rows[0].shape[0], self._window(layer)
         if end > self.capacity:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
         first = max(self.position - window + 1, 0) if window else 0
         return tuple(store.extend(self.position, x, first) for store, x in zip(self._rows[layer], rows, strict=True))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Cached, v: Cached, scale: float) -> Tensor:
         """See `State`."""
         return self._attention(q, k, v, scale, 0, None)
 

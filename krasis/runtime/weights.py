@@ -1,10 +1,13 @@
 """A backend's view of a pack: every matrix where it lies, turned into a product on demand."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
+from krasis.models.ops import Ops
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
@@ -28,6 +31,7 @@ class PackWeights:
         moments: Moments | None = None,
     ) -> None:
         self._pack, self._backend, self._tracer, self._moments = pack, backend, tracer, moments
+        self.ops: Ops = backend.ops
         self._wanted = (layout,) if layout else backend.layouts
 
     def tensor(self, segment: str, name: str) -> Tensor:
@@ -36,10 +40,14 @@ class PackWeights:
     def linear(self, segment: str, name: str) -> Linear:
         return self._backend.linear(self._matrices(segment, 0)[name])
 
+    def linears(self, segment: str, names: Sequence[str]) -> Linear:
+        found = self._matrices(segment, 0)
+        return self._backend.linears([found[name] for name in names])
+
     def heads(self, segment: str, name: str) -> Heads:
         count = self._pack.segment(segment, self._layout(segment)).count
         matrices = [self._matrices(segment, head)[name] for head in range(count)]
-        return PackedHeads(matrices, self._backend.products(matrices))
+        return PackedHeads(matrices, self._backend.head_products(matrices))
 
     def experts(self, segment: str, activation: Activation) -> Experts:
         layer = int(segment.split(".")[1])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from krasis.models import deepseek_v2
 from krasis.models.family import ModelSpec
+from krasis.models.ops import TorchOps
 
 MOST = 0.9
 """No expert is chosen by a larger share of tokens, however skewed the law: none is certain."""
@@ -40,7 +41,8 @@ def law(experts: int, chosen: int, skew: float) -> Tensor:
 def chooser(spec: ModelSpec) -> Choose:
     """How the family of a spec chooses by logits."""
     if isinstance(spec, deepseek_v2.MoeSpec):
-        return lambda logits: deepseek_v2.route(logits, None, spec)[0]
+        route = deepseek_v2.router(spec, TorchOps(), None)
+        return lambda logits: route(logits)[0]
     count: int = spec.experts_per_token  # type: ignore[attr-defined]
     return lambda logits: logits.topk(count, dim=-1).indices
 

@@ -5,8 +5,9 @@ import torch
 from judge import DEVICES, TOLERANCE, chunked_logits, difference, judged, random_model, transformers
 
 from krasis.models.blocks import latent_attention
-from krasis.models.deepseek_v2 import route
+from krasis.models.deepseek_v2 import router
 from krasis.models.deepseek_v3 import parse_config
+from krasis.models.ops import TorchOps
 
 ODD = {
     "vocab_size": 64,
@@ -112,7 +113,7 @@ def test_the_bias_chooses_and_does_not_weigh():
     spec = parse_config(CONFIG)
     generator = torch.Generator().manual_seed(1)
     logits, bias = torch.randn(50, 12, generator=generator), torch.randn(12, generator=generator)
-    ids, shares = route(logits, bias, spec)
+    ids, shares = router(spec, TorchOps(), bias)(logits)
     for row, chosen, found in zip(logits.tolist(), ids.tolist(), shares.tolist(), strict=True):
         expected = written_out(row, bias.tolist(), 4, 2, 3)
         total = sum(expected.values())

@@ -151,8 +151,8 @@ def test_layers_keep_their_own_and_a_window_takes_less():
         for layer in (0, 1):
             (found[layer],) = state.extend(layer, torch.full((1, 1, 2), float(token)))
         state.position += 1
-    assert found[0][:, 0, 0].tolist() == [47, 48, 49]
-    assert found[1][:, 0, 0].tolist() == list(range(50))
+    assert found[0].values[:, 0, 0].tolist() == [47, 48, 49]
+    assert found[1].values[:, 0, 0].tolist() == list(range(50))
     assert state_bytes(layers[:1], 100, 2, "f32") == (3 - 1 + 2) * 2 * 4
     assert state_bytes(layers[1:], 100, 2, "f32") == 100 * 2 * 4
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn import functional
 
-from krasis.models.blocks.norms import RmsNorm
+from krasis.models.blocks.norms import Norm
 from krasis.models.blocks.rope import Angles, Rope
 from krasis.models.family import Linear, Weights
 from krasis.models.state import State
@@ -30,14 +30,15 @@ class Layer:
         self, weights: Weights, name: str, mixer: Mixer, mlp: Linear, eps: float, *, offset: float = 0.0
     ) -> None:
         self._input_norm, self._post_norm = (
-            RmsNorm(weights.tensor(name, norm), eps, offset=offset) for norm in ("input_norm", "post_norm")
+            Norm(weights, name, norm, eps, offset=offset) for norm in ("input_norm", "post_norm")
         )
         self._mixer = mixer
         self._mlp = mlp
 
     def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        x = x + self._mixer(self._input_norm(x), angles, state)
-        return x + self._mlp(self._post_norm(x))
+        mixed = self._mixer(self._input_norm(x), angles, state)
+        x, normed = self._post_norm.after_adding(x, mixed)
+        return x + self._mlp(normed)
 
 
 class Decoder:
@@ -48,19 +49,20 @@ class Decoder:
     ) -> None:
         self.observe: Callable[[int, Tensor], None] | None = None
         self._embed = weights.tensor("base", "embed")
-        self._norm = RmsNorm(weights.tensor("base", "norm"), eps, offset=offset)
+        self._norm = Norm(weights, "base", "norm", eps, offset=offset)
         self._lm_head = weights.linear("head", "lm_head")
         self.blocks = blocks
         self.rope = rope
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
+        tokens = ids.shape[0]
         x = functional.embedding(ids, self._embed).float()
-        angles = self.rope.angles(state.position, len(ids))
+        angles = self.rope.angles(state.position, tokens)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, angles, state)
             if self.observe is not None:
                 self.observe(layer, x)
-        state.position += len(ids)
+        state.position += tokens
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

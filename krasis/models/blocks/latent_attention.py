@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from krasis.models.blocks.norms import RmsNorm
-from krasis.models.blocks.rope import Angles, RopeSpec, rotate
+from krasis.models.blocks.norms import Norm, stored_norm
+from krasis.models.blocks.rope import Angles, RopeSpec
 from krasis.models.family import Linear, Weights
-from krasis.models.state import Cache, State
+from krasis.models.state import Cache, Cached, State
 from krasis.models.weight import Group, Source, Weight, tensor
 
 NORM_EPS = 1e-6
@@ -94,7 +94,8 @@ class LatentAttention:
         self._spec, self._layer = spec, layer
         self._query = _query(spec, weights, name)
         self._kv_a, self._o = (weights.linear(f"{name}.dense", key) for key in ("kv_a", "o"))
-        self._kv_norm = RmsNorm(weights.tensor(name, "kv_norm"), NORM_EPS)
+        self._ops = weights.ops
+        self._kv_norm = stored_norm(weights, name, "kv_norm")
         self._k_b, self._v_b = (weights.heads(f"{name}.heads", key) for key in ("k_b", "v_b"))
         self._scale = (spec.nope_dim + spec.rope_dim) ** -0.5
         if spec.rope.yarn is not None:
@@ -102,22 +103,21 @@ class LatentAttention:
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         spec = self._spec
-        q_nope, q_rope = _cut(self._query(x).view(len(x), spec.num_heads, -1), spec.nope_dim)
-        latent, k_rope = _cut(self._kv_a(x)[:, None], spec.kv_lora_rank)
-        q_rope, k_rope = (rotate(_halves(part), angles) for part in (q_rope, k_rope))
-        (cached,) = state.extend(self._layer, torch.cat((self._kv_norm(latent), k_rope), dim=-1))
-        attend = self.absorbed if self._absorbs(len(x), len(cached)) else self.expanded
-        return self._o(attend(q_nope, q_rope, cached, state).flatten(1))
+        q = self._query(x).view(x.shape[0], spec.num_heads, -1)
+        q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS)
+        (cached,) = state.extend(self._layer, latent[:, None])
+        attend = self.absorbed if self._absorbs(x.shape[0], len(cached)) else self.expanded
+        return self._o(attend(q, cached, state).flatten(1))
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, cached: Tensor, state: State) -> Tensor:
+    def absorbed(self, q: Tensor, cached: Cached, state: State) -> Tensor:
         """Attention on the latents themselves, W_UK being applied to the query and W_UV to the result."""
+        q_nope, q_rope = _cut(q, self._spec.nope_dim)
         q = torch.cat((self._k_b(q_nope), q_rope), dim=-1)
-        return self._v_b(state.attention(q, cached, cached[..., : self._spec.kv_lora_rank], self._scale))
+        return self._v_b(state.attention(q, cached, cached.leading(self._spec.kv_lora_rank), self._scale))
 
-    def expanded(self, q_nope: Tensor, q_rope: Tensor, cached: Tensor, state: State) -> Tensor:
+    def expanded(self, q: Tensor, cached: Cached, state: State) -> Tensor:
         """Attention on keys and values made of the latents, a few heads at a time."""
         latent, k_rope = _cut(cached.float(), self._spec.kv_lora_rank)
-        q = torch.cat((q_nope, q_rope), dim=-1)
         out = []
         for first in range(0, self._spec.num_heads, HEADS_AT_ONCE):
             some = slice(first, first + HEADS_AT_ONCE)
@@ -125,7 +125,7 @@ class LatentAttention:
             k_nope = torch.einsum("tc,hcn->thn", latent[:, 0], k_b)
             k = torch.cat((k_nope, k_rope.expand(-1, len(k_b), -1)), dim=-1)
             v = torch.einsum("tc,hvc->thv", latent[:, 0], v_b)
-            out.append(state.attention(q[:, some], k, v, self._scale))
+            out.append(state.attention(q[:, some], Cached(k), Cached(v), self._scale))
         return torch.cat(out, dim=1)
 
     def _absorbs(self, tokens: int, length: int) -> bool:
@@ -142,14 +142,9 @@ def _query(spec: LatentSpec, weights: Weights, name: str) -> Linear:
     if not spec.q_lora_rank:
         return weights.linear(segment, "q")
     q_a, q_b = weights.linear(segment, "q_a"), weights.linear(segment, "q_b")
-    norm = RmsNorm(weights.tensor(name, "q_norm"), NORM_EPS)
+    norm = Norm(weights, name, "q_norm", NORM_EPS)
     return lambda x: q_b(norm(q_a(x)))
 
 
 def _cut(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     return x[..., :at], x[..., at:]
-
-
-def _halves(x: Tensor) -> Tensor:
-    """Dimensions stored in pairs (0, 1), (2, 3), .. as `rotate` takes them. Keys and queries move alike."""
-    return torch.cat((x[..., ::2], x[..., 1::2]), dim=-1)

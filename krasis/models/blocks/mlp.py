@@ -29,9 +29,9 @@ class GatedMlp:
     """down(swiglu(gate(x), up(x))), gate and up being the two halves of one matrix; see `weight.gated`."""
 
     def __init__(self, weights: Weights, segment: str, gate_up: str, down: str) -> None:
+        self._ops = weights.ops
         self._gate_up: Linear = weights.linear(segment, gate_up)
         self._down: Linear = weights.linear(segment, down)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._down(swiglu(gate, up))
+        return self._down(self._ops.swiglu(self._gate_up(x)))

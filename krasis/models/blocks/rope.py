@@ -14,6 +14,10 @@ Angles = tuple[Tensor, Tensor]
 """(cos, sin), each float32 [tokens, 1, dim/2]."""
 
 
+TABLE = 1 << 16
+"""Positions whose angles are kept once computed."""
+
+
 class Yarn(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """How far a rope is stretched. `attention_factor` multiplies cos and sin; `softmax_factor` the logits of MLA."""
 
@@ -44,10 +48,21 @@ class Rope:
         if rope.yarn is not None:
             self._frequencies *= stretch(self.dim, rope.theta, rope.yarn)
             self._factor = rope.yarn.attention_factor
+        self._table = self._computed(0, 0)
 
     def angles(self, start: int, tokens: int) -> Angles:
         """Those of positions start to start + tokens."""
-        positions = torch.arange(start, start + tokens, dtype=torch.float64)
+        end = start + tokens
+        if end > TABLE:
+            return self._computed(start, end)
+        if end > self._table[0].shape[0]:
+            # Doubled, so that a growing sequence computes each angle about once.
+            self._table = self._computed(0, min(2 * end, TABLE))
+        cos, sin = self._table
+        return cos[start:end], sin[start:end]
+
+    def _computed(self, start: int, end: int) -> Angles:
+        positions = torch.arange(start, end, dtype=torch.float64)
         angles = torch.outer(positions, self._frequencies)[:, None, :]
         return (angles.cos() * self._factor).to(torch.float32), (angles.sin() * self._factor).to(torch.float32)
 

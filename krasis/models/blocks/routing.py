@@ -4,18 +4,6 @@ import torch
 from torch import Tensor
 
 
-def softmax_top_k(logits: Tensor, k: int, *, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """Softmax over all experts, then the k largest."""
-    weights, ids = logits.softmax(-1).topk(k, dim=-1)
-    return ids, normalized(weights) if renormalize else weights
-
-
-def top_k_softmax(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits, then softmax over these alone."""
-    chosen, ids = logits.topk(k, dim=-1)
-    return ids, chosen.softmax(-1)
-
-
 def normalized(weights: Tensor) -> Tensor:
     """Weights that sum to 1 for every token."""
     return weights / weights.sum(-1, keepdim=True)
