@@ -26,7 +26,7 @@ def setup(options: argparse.Namespace) -> None:
         print("GGUF files are not made: the package gguf is not installed")
         ggufs = {}
     if not options.drop_checkpoint or not all(path.exists() for path in (*forms, *ggufs)):
-        model.make(files.checkpoint, lambda path: model.write_checkpoint(path, jobs))
+        model.make(files.checkpoint, model.write_checkpoint)
     for pack, (bits, group) in forms.items():
         model.make(pack, lambda path, b=bits, g=group: model.write_pack(files.checkpoint, path, b, g, jobs))
     for gguf, kind in ggufs.items():

@@ -9,8 +9,8 @@ LLAMA, IK_LLAMA = "llama-cpp-python==0.3.36", "ik-llama-cpp-python==0.1.5"
 TOOLS = ("numpy", "gguf", "typing-extensions", "diskcache", "jinja2")
 """What writes and reads GGUF, and what the packages import."""
 
-FLAGS = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"
-"""llama.cpp for this very processor, without its image models."""
+FLAGS = f"-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF '-DCMAKE_CXX_FLAGS=-include {Path(__file__).with_name('tile_config.h')}'"
+"""llama.cpp for this very processor, without its image models, and with AMX that works under older compilers."""
 
 
 def python(work: Path) -> Path:
