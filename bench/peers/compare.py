@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import resource
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,10 @@ class System:
         return None if install.has(self.python, self.module) else f"{self.module} is not installed"
 
     def run(self, threads: int) -> dict[str, Any]:
-        return call(self.python, self.runner, *self.arguments, self.model, "--threads", threads)
+        """What the runner found, and as `others` how many cores other processes took meanwhile."""
+        start, busy = time.perf_counter(), cpu_seconds()
+        found = call(self.python, self.runner, *self.arguments, self.model, "--threads", threads)
+        return found | {"others": (cpu_seconds() - busy) / (time.perf_counter() - start)}
 
 
 def systems(work: Path) -> list[System]:
@@ -51,7 +57,7 @@ def systems(work: Path) -> list[System]:
         for name, package, flags in (
             ("llama.cpp", "llama_cpp", ()),
             ("ik_llama.cpp", "ik_llama_cpp", ()),
-            ("ik_llama.cpp, repacked,", "ik_llama_cpp", ("--repacked",)),
+            ("ik_llama.cpp repacked", "ik_llama_cpp", ("--repacked",)),
         ):
             found.append(System(f"{name} {kind}", peers, "run_llama", package, gguf, (*flags, package)))
     return [*found, System("transformers bf16", own, "run_transformers", "transformers", files.checkpoint)]
@@ -64,6 +70,13 @@ def call(python: Path | str, runner: str, *arguments: object) -> dict[str, Any]:
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def cpu_seconds() -> float:
+    """The time that all processes but those started here have taken."""
+    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
 
 
 def compare(found: list[System], rounds: int, threads: int) -> dict[str, Any]:
@@ -91,6 +104,7 @@ def summary(name: str, runs: list[dict[str, Any]], read: float, reference: list[
         "bytes_per_s": size * decode["median"],
         "of_read": size * decode["median"] / read,
         "logits_cosine": cosine(runs[0]["logits"], reference),
+        "others_cores": max(run["others"] for run in runs),
     }
 
 
@@ -98,24 +112,37 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
 
+COLUMNS = "{:31} {:>19} {:>8} {:>5} {:>7} {:>19} {:>7} {:>6}"
+HEAD = COLUMNS.format("", "decode, tok/s", "MB/token", "GB/s", "of read", "prefill 512, tok/s", "cosine", "others")
+
+
 def table(report: dict[str, Any]) -> str:
-    read = report["read_bytes_per_s"]
-    rows = report["systems"]
-    lines = [
-        f"{report['threads']} threads, {report['rounds']} rounds; tokens a second: median (range)",
-        f"raw read {read['median'] / 1e9:.1f} GB/s ({read['min'] / 1e9:.1f}-{read['max'] / 1e9:.1f})",
-        f"cosine: of the prompt's last logits with those of {rows[-1]['system']}",
-        f"{'':32} {'decode':>20} {'MB a token':>10} {'GB/s':>6} {'of read':>7} {'prefill, 512':>20} {'cosine':>7}",
-    ]
-    for row in rows:
-        decode, prefill = (_range(row[key]) for key in ("decode_tok_s", "prefill_tok_s"))
-        size, rate = row["bytes_per_token"] / 1e6, row["bytes_per_s"] / 1e9
-        lines.append(
-            f"{row['system']:32} {decode:>20} {size:10.1f} {rate:6.1f} {row['of_read']:7.0%} {prefill:>20}"
-            f" {row['logits_cosine']:7.4f}"
-        )
-    return "\n".join(lines)
+    """What is printed: medians, and ranges in brackets."""
+    read, rows = report["read_bytes_per_s"], report["systems"]
+    return "\n".join(
+        [
+            f"{report['threads']} threads, {report['rounds']} rounds, median (range)",
+            f"raw read {_range(read, 1e9)} GB/s",
+            f"cosine: of the prompt's last logits with those of {rows[-1]['system']}",
+            "others: cores that other processes took, at most",
+            HEAD,
+            *map(_line, rows),
+        ]
+    )
 
 
-def _range(figures: dict[str, float]) -> str:
-    return f"{figures['median']:.1f} ({figures['min']:.1f}-{figures['max']:.1f})"
+def _line(row: dict[str, Any]) -> str:
+    return COLUMNS.format(
+        row["system"],
+        _range(row["decode_tok_s"]),
+        f"{row['bytes_per_token'] / 1e6:.1f}",
+        f"{row['bytes_per_s'] / 1e9:.1f}",
+        f"{row['of_read']:.0%}",
+        _range(row["prefill_tok_s"]),
+        f"{row['logits_cosine']:.4f}",
+        f"{row['others_cores']:.1f}",
+    )
+
+
+def _range(figures: dict[str, float], unit: float = 1) -> str:
+    return "{:.1f} ({:.1f}-{:.1f})".format(*(figures[key] / unit for key in ("median", "min", "max")))
