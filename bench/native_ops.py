@@ -105,11 +105,10 @@ def attentions(spec: Any, native: NativeOps) -> Iterator[tuple[str, Callable[[],
     """(name, by torch, natively) of one token over a bfloat16 cache."""
     mla = hasattr(spec, "kv_lora_rank")
     heads, dim = (1, spec.kv_lora_rank + spec.rope_dim) if mla else (spec.num_kv_heads, spec.head_dim)
-    q = torch.randn(1, spec.num_heads, dim)
+    q, scale = torch.randn(1, spec.num_heads, dim), dim**-0.5
     for length in (256, 4096):
         k = Cached(torch.randn(length, heads, dim).bfloat16())
         v = k.leading(spec.kv_lora_rank) if mla else Cached(torch.randn(length, heads, dim).bfloat16())
-        scale = dim**-0.5
         yield (
             f"attention over {length}",
             lambda k=k, v=v: fast_attention(q, k, v, scale),

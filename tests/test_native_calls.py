@@ -1,5 +1,6 @@
 """How the native library is called, and what it refuses."""
 
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -167,8 +168,37 @@ def test_the_library_checks_pointers_and_strides() -> None:
     assert library.krasis_matmul_batch(shared._handle, None, 1) == 1
     assert library.krasis_matmul_batch(shared._handle, None, -1) == 4
     assert library.krasis_matmul_batch(shared._handle, None, 0) == 0
+    matrices, widths = (ctypes.c_void_p * 1)(matrix.address), (ctypes.c_int64 * 1)(128)
+    side = [shared._handle, matrices, widths, 1, y.data_ptr(), 0, 1, 128, 128, y.data_ptr(), 128]
+    for place, value, status in [
+        (0, None, 1),
+        (1, None, 1),
+        (2, None, 1),
+        (3, -1, 4),
+        (3, 1 << 40, 4),
+        (4, None, 1),
+        (5, -1, 4),
+        (9, None, 1),
+    ]:
+        assert library.krasis_linears(*side[:place], value, *side[place + 1 :]) == status
+    widths[0] = -1
+    assert library.krasis_linears(*side) == 4
     library.krasis_pool_destroy(None)
     assert library.krasis_pool_threads(None) == 0
+
+
+def test_side_by_side_x_must_fit() -> None:
+    linears = pool(1, "scalar").linears([small()] * 2, [128, 5])
+    assert linears(torch.randn(3, 100)).shape == (3, 133)
+    for call in (
+        lambda: linears(torch.randn(3, 129)),
+        lambda: linears(torch.randn(3, 128).double()),
+        lambda: linears.each(torch.randn(3, 1, 128)),
+        lambda: linears.each(torch.randn(3, 128)),
+        lambda: pool(1, "scalar").linears([small()], [129]),
+    ):
+        with pytest.raises(InputError):
+            call()
 
 
 def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,31 @@ def test_batch_equals_one_by_one(isa: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@every_isa
+def test_results_side_by_side_equal_one_by_one(isa: str) -> None:
+    """Matrices of different codecs and widths on one x, and on an x each."""
+    rng = np.random.default_rng(7)
+    weights = [
+        *(
+            random_weights(rng, codec, 128, n, 32).packed(layout)
+            for codec, layout, n in zip(
+                ("int4", "int8", "mxfp4"), ("cpu", "marlin", "cpu"), (64, 128, 192), strict=True
+            )
+        ),
+        Matrix("bf16", "plain", 128, 33, 0, bf16(rng.standard_normal((33, 128), dtype=np.float32))),
+    ]
+    widths = [61, 128, 1, 33]
+    x = torch.from_numpy(random_x(rng, 4 * 5, 128)).view(5, 4, 128)
+    for threads, tokens in product((1, 3), (0, 1, 5)):
+        linears = pool(threads, isa).linears(weights, widths)
+        for found, inputs in (
+            (linears(x[:tokens, 1]), [x[:tokens, 1]] * 4),
+            (linears.each(x[:tokens]), x[:tokens].unbind(1)),
+        ):
+            jobs = zip(weights, inputs, widths, strict=True)
+            assert torch.equal(found, torch.cat([pool(1, isa).matmul(*job) for job in jobs], dim=-1))
+
+
 def test_many_tokens_are_quantized_by_all_threads() -> None:
     k, n, group, m = 512, 64, 128, 300
     rng = np.random.default_rng(5)

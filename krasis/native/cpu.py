@@ -188,7 +188,7 @@ def _shapes(jobs: Sequence[tuple[Matrix, Tensor, int]]) -> str:
 
 
 def _shape_of(x: Tensor) -> tuple[int, int, int]:
-    if x.dtype is not torch.float32 or x.dim() != 2 or x.device.type != "cpu":
+    if x.dtype is not torch.float32 or x.dim() != 2 or not x.is_cpu:
         found = f"x is {x.dtype} {tuple(x.shape)} on {x.device}"
         raise InputError(found, expected="float32 [m, k] in main memory")
     m, k = x.shape

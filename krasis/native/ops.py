@@ -188,7 +188,7 @@ class NativeOps:
         return out
 
     def store_e4m3(self, values: Tensor, scales: Tensor, at: int, x: Tensor) -> None:
-        """Put x [tokens, heads, dim] into values [capacity, heads, dim] and scales [capacity, heads, 1] from row `at` on.
+        """Put x [tokens, heads, dim] into values [rows, heads, dim] and scales [rows, heads, 1] from row `at` on.
 
         A row and head's scale is max(|x|, 1e-12) / 448. All of it is contiguous but for the tokens of x.
         """
