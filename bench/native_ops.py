@@ -106,6 +106,7 @@ def attentions(spec: Any, native: NativeOps) -> Iterator[tuple[str, Callable[[],
     mla = hasattr(spec, "kv_lora_rank")
     heads, dim = (1, spec.kv_lora_rank + spec.rope_dim) if mla else (spec.num_kv_heads, spec.head_dim)
     q, scale = torch.randn(1, spec.num_heads, dim), dim**-0.5
+    scale = dim**-0.5
     for length in (256, 4096):
         k = Cached(torch.randn(length, heads, dim).bfloat16())
         v = k.leading(spec.kv_lora_rank) if mla else Cached(torch.randn(length, heads, dim).bfloat16())
