@@ -72,9 +72,7 @@ def main() -> None:
     other.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="systems whose names hold one of these")
     other.add_argument("--rounds", type=int, default=5)
     other.add_argument("--quick", action="store_true", help="2 rounds")
-    other.add_argument(
-        "--patience", type=float, default=0, metavar="S", help="repeat disturbed runs for so many seconds"
-    )
+    other.add_argument("--patience", type=float, default=0, metavar="S", help="repeat disturbed runs so long")
     other.add_argument("--json", action="store_true")
     other.set_defaults(act=run)
     options = parser.parse_args()

@@ -82,7 +82,7 @@ def cpu_seconds() -> float:
 
 
 def undisturbed(system: System, threads: int, until: float) -> dict[str, Any]:
-    """A run during which the machine was quiet, waiting and repeating; the last one as it is when `until` has passed."""
+    """A run while the machine was quiet, waiting and repeating; after `until` the last one as it is."""
     while True:
         wait_for_quiet(until)
         found = system.run(threads)
