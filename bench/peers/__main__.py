@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
     if not found:
         sys.exit(f"nothing to run in {options.work}: run setup, or choose others by --only")
     about = machine(options.work)
-    report = about | compare.compare(found, 2 if options.quick else options.rounds, options.threads)
+    rounds = 2 if options.quick else options.rounds
+    report = about | compare.compare(found, rounds, options.threads, options.patience)
     print(json.dumps(report) if options.json else f"{about['cpu']}, load {about['load']:.1f}\n{compare.table(report)}")
 
 
@@ -71,6 +72,7 @@ def main() -> None:
     other.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="systems whose names hold one of these")
     other.add_argument("--rounds", type=int, default=5)
     other.add_argument("--quick", action="store_true", help="2 rounds")
+    other.add_argument("--patience", type=float, default=0, metavar="S", help="repeat disturbed runs so long")
     other.add_argument("--json", action="store_true")
     other.set_defaults(act=run)
     options = parser.parse_args()

@@ -19,6 +19,8 @@ from bench.peers.model import Files
 ROOT = Path(__file__).parents[2]
 GROUPS = (32, 128)
 TYPES = {4: "Q4_0", 8: "Q8_0"}
+QUIET = 0.1
+"""Cores that others may take of an undisturbed run."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,34 @@ def cpu_seconds() -> float:
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
 
 
-def compare(found: list[System], rounds: int, threads: int) -> dict[str, Any]:
-    """Every system once a round, after a plain read."""
+def undisturbed(system: System, threads: int, until: float) -> dict[str, Any]:
+    """A run while the machine was quiet, waiting and repeating; after `until` the last one as it is."""
+    while True:
+        wait_for_quiet(until)
+        found = system.run(threads)
+        if found["others"] <= QUIET or time.monotonic() > until:
+            return found
+
+
+def wait_for_quiet(until: float) -> None:
+    others = math.inf
+    while others > QUIET and time.monotonic() < until:
+        busy = cpu_seconds()
+        time.sleep(1)
+        others = cpu_seconds() - busy
+
+
+def compare(found: list[System], rounds: int, threads: int, patience: float) -> dict[str, Any]:
+    """Every system once a round, after a plain read, waiting at most `patience` seconds in all for a quiet machine."""
+    until = time.monotonic() + patience
     reads: list[float] = []
     runs: dict[str, list[dict[str, Any]]] = {system.name: [] for system in found}
     for number in range(rounds):
+        wait_for_quiet(until)
         reads.append(call(sys.executable, "run_read", "--threads", threads)["bytes_per_s"])
         for system in found:
             print(f"round {number + 1} of {rounds}: {system.name}", file=sys.stderr)
-            runs[system.name].append(system.run(threads))
+            runs[system.name].append(undisturbed(system, threads, until))
     read = statistics.median(reads)
     reference = runs[found[-1].name][0]["logits"]
     rows = [summary(name, many, read, reference) for name, many in runs.items()]
