@@ -122,7 +122,7 @@ def check_layer(found, x, chosen, experts):
 
 
 def test_capture_changes_results_by_rounding_alone(demo_pack, open_engine, text_ids):
-    """Watched experts run one by one: an activation that rounds another way moves what w2 is given by one step of 8 bits.
+    """Watched experts run one by one: an activation that rounds another way moves what w2 is given by a step.
 
     That is 0.0001 nats on average, as measured; another function would be far off.
     """
