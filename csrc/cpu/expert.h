@@ -14,7 +14,7 @@ template <class Isa> typename Isa::Floats bias_at(const void *bias, int type, in
 template <class Isa>
 typename Isa::Floats activated(const krasis_experts &experts, typename Isa::Floats gate, typename Isa::Floats up) {
     if (experts.activation == KRASIS_SWIGLU)
-        return Isa::mul(Isa::mul(gate, sigmoid<Isa>(gate)), up);
+        return Isa::mul(silu<Isa>(gate), up);
     const auto limit = Isa::floats(experts.limit);
     gate = Isa::min(limit, gate);
     up = Isa::max(Isa::floats(-experts.limit), Isa::min(limit, up));
@@ -54,14 +54,8 @@ void add_weighted(const krasis_experts &experts, int64_t expert, float weight, c
         auto value = Isa::load_floats(x + i);
         if (bias)
             value = Isa::add(value, bias_at<Isa>(bias, experts.bias_type, i));
-        float sum[kUnit] = {};
-        const int64_t left = experts.hidden - i, size = left < kUnit ? left : kUnit;
-        float *at = size == kUnit ? y + i : sum;
-        if (size < kUnit)
-            memcpy(sum, y + i, size * sizeof *sum);
-        Isa::store_floats(at, Isa::fma(Isa::floats(weight), value, Isa::load_floats(at)));
-        if (size < kUnit)
-            memcpy(y + i, sum, size * sizeof *sum);
+        const int64_t left = experts.hidden - i;
+        store_up_to<Isa>(y + i, left, Isa::fma(Isa::floats(weight), value, load_up_to<Isa>(y + i, left)));
     }
 }
 

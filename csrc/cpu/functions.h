@@ -2,6 +2,9 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
 
 namespace krasis {
 
@@ -22,6 +25,25 @@ template <class Isa> typename Isa::Floats exp(typename Isa::Floats x) {
 template <class Isa> typename Isa::Floats sigmoid(typename Isa::Floats x) {
     const auto one = Isa::floats(1);
     return Isa::div(one, Isa::add(one, exp<Isa>(Isa::sub(Isa::floats(0), x))));
+}
+
+template <class Isa> typename Isa::Floats silu(typename Isa::Floats x) { return Isa::mul(x, sigmoid<Isa>(x)); }
+
+// The first 16 of n floats, zeros from n on.
+template <class Isa> typename Isa::Floats load_up_to(const float *p, int64_t n) {
+    if (n >= kUnit)
+        return Isa::load_floats(p);
+    float part[kUnit] = {};
+    memcpy(part, p, (size_t)n * sizeof *part);
+    return Isa::load_floats(part);
+}
+
+template <class Isa> void store_up_to(float *p, int64_t n, typename Isa::Floats x) {
+    if (n >= kUnit)
+        return Isa::store_floats(p, x);
+    float part[kUnit];
+    Isa::store_floats(part, x);
+    memcpy(p, part, (size_t)n * sizeof *part);
 }
 
 } // namespace krasis

@@ -1,6 +1,7 @@
 // Quantized codecs in the `cpu` layout: a tile of 16 columns is one run of 64-byte lines, four bytes a column.
 #pragma once
 
+#include "functions.h"
 #include "kernels.h"
 #include "numbers.h"
 #include "tokens.h"
@@ -48,14 +49,8 @@ struct InterleavedInt8 : Int8 {
 };
 
 template <class Isa> void write_columns(const krasis_job &job, int64_t token, int64_t column, typename Isa::Floats y) {
-    float *out = job.y + token * job.ldy + column;
-    const int64_t left = job.n_out - column;
-    if (left >= kUnit)
-        return Isa::store_floats(out, y);
-    float columns[kUnit];
-    Isa::store_floats(columns, y);
-    for (int i = 0; i < left; i++)
-        out[i] = columns[i];
+    if (column < job.n_out)
+        store_up_to<Isa>(job.y + token * job.ldy + column, job.n_out - column, y);
 }
 
 // Side by side they keep more reads under way than one alone.

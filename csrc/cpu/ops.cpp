@@ -110,15 +110,15 @@ int krasis_turn_latent(krasis_pool *pool, float *q, int64_t q_stride, float *kv,
 }
 
 int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
-                int64_t rows, int64_t n, int32_t kind, float alpha, float limit, float *y) {
+                int64_t rows, int64_t n, int32_t kind, float *y) {
     if (!pool || any_null(x, gate, y))
         return KRASIS_ERROR_NULL;
-    const bool known = kind == KRASIS_GATE_SIGMOID || kind == KRASIS_GATE_SILU || kind == KRASIS_GATE_CLAMPED;
+    const bool known = kind == KRASIS_GATE_SIGMOID || kind == KRASIS_GATE_SILU;
     if (!known || !sized(rows, n) || !strided(rows, x_stride, n) || !strided(rows, gate_stride, n))
         return KRASIS_ERROR_SHAPE;
     if (!all_aligned(x, gate, y))
         return KRASIS_ERROR_ALIGNMENT;
-    return split(*pool, pool->ops.gate, Gate{x, gate, x_stride, gate_stride, n, kind, alpha, limit, y}, rows, rows * n);
+    return split(*pool, pool->ops.gate, Gate{x, gate, x_stride, gate_stride, n, kind, y}, rows, rows * n);
 }
 
 int krasis_conv(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int64_t channels,

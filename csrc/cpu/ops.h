@@ -31,7 +31,6 @@ struct Gate {
     const float *x, *gate;
     int64_t x_stride, gate_stride, n;
     int32_t kind;
-    float alpha, limit;
     float *y;
 };
 

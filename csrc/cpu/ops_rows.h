@@ -10,23 +10,6 @@
 
 namespace krasis {
 
-// The first 16 of n floats, zeros from n on.
-template <class Isa> typename Isa::Floats load_up_to(const float *p, int64_t n) {
-    if (n >= kUnit)
-        return Isa::load_floats(p);
-    float part[kUnit] = {};
-    memcpy(part, p, (size_t)n * sizeof *part);
-    return Isa::load_floats(part);
-}
-
-template <class Isa> void store_up_to(float *p, int64_t n, typename Isa::Floats x) {
-    if (n >= kUnit)
-        return Isa::store_floats(p, x);
-    float part[kUnit];
-    Isa::store_floats(part, x);
-    memcpy(p, part, (size_t)n * sizeof *part);
-}
-
 // Of column i of each 64, in four sums of 16.
 template <class Isa> float sum_of_squares(const float *x, int64_t n) {
     using Floats = typename Isa::Floats;
@@ -98,27 +81,15 @@ template <class Isa> void turn(const Turn &call, int64_t first, int64_t last) {
         }
 }
 
-template <class Isa> typename Isa::Floats silu(typename Isa::Floats x) { return Isa::mul(x, sigmoid<Isa>(x)); }
-
-template <class Isa>
-typename Isa::Floats gated(const Gate &call, typename Isa::Floats x, typename Isa::Floats gate) {
-    if (call.kind == KRASIS_GATE_SIGMOID)
-        return Isa::mul(x, sigmoid<Isa>(gate));
-    if (call.kind == KRASIS_GATE_SILU)
-        return Isa::mul(silu<Isa>(gate), x);
-    const auto limit = Isa::floats(call.limit);
-    gate = Isa::min(limit, gate);
-    x = Isa::max(Isa::floats(-call.limit), Isa::min(limit, x));
-    return Isa::mul(Isa::mul(Isa::add(x, Isa::floats(1)), gate), sigmoid<Isa>(Isa::mul(gate, call.alpha)));
-}
-
 template <class Isa> void gate(const Gate &call, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
         const float *const x = call.x + row * call.x_stride, *const gate = call.gate + row * call.gate_stride;
         float *const y = call.y + row * call.n;
         for (int64_t i = 0; i < call.n; i += kUnit) {
             const int64_t left = call.n - i;
-            store_up_to<Isa>(y + i, left, gated<Isa>(call, load_up_to<Isa>(x + i, left), load_up_to<Isa>(gate + i, left)));
+            const auto open = load_up_to<Isa>(gate + i, left);
+            const auto factor = call.kind == KRASIS_GATE_SIGMOID ? sigmoid<Isa>(open) : silu<Isa>(open);
+            store_up_to<Isa>(y + i, left, Isa::mul(factor, load_up_to<Isa>(x + i, left)));
         }
     }
 }

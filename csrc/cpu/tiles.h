@@ -67,8 +67,7 @@ void multiply_tile_block(const Work &work, const Panels &panels, int64_t token, 
     }
     for (int t = 0; t < tokens; t++)
         for (int u = 0; u < 2; u++)
-            if ((unit + panel + u) * kUnit < work.job.n_out)
-                write_columns<Isa>(work.job, token + t, (unit + panel + u) * kUnit, Isa::load_floats(y[t][u]));
+            write_columns<Isa>(work.job, token + t, (unit + panel + u) * kUnit, Isa::load_floats(y[t][u]));
 }
 
 template <class Isa, class Codec, class Unpack> void multiply_tiles(const Work &work, int64_t first, int64_t last) {

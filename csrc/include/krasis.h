@@ -164,13 +164,12 @@ KRASIS_API int krasis_turn_latent(krasis_pool *pool, float *q, int64_t q_stride,
 
 typedef enum krasis_gating {
     KRASIS_GATE_SIGMOID = 0, /* x * sigmoid(gate) */
-    KRASIS_GATE_SILU = 1,    /* x * gate * sigmoid(gate) */
-    KRASIS_GATE_CLAMPED = 2  /* KRASIS_CLAMPED_SWIGLU, x being up */
+    KRASIS_GATE_SILU = 1     /* x * gate * sigmoid(gate) */
 } krasis_gating;
 
 /* y[rows][n] of x and gate, rows x_stride and gate_stride apart. y may be x or gate where that is contiguous. */
 KRASIS_API int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
-                           int64_t rows, int64_t n, int32_t kind, float alpha, float limit, float *y);
+                           int64_t rows, int64_t n, int32_t kind, float *y);
 
 /* y[t] = silu(sum over i < width of weight[i] * x[t - width + 1 + i]) of every channel; state[width - 1][channels] has the
  * x before the first, and then the last ones. */

@@ -48,7 +48,7 @@ _CPU_SIGNATURES: Signatures = {
             _INT,
         ],
     ),
-    "krasis_gate": (_INT, [_POINTER, *[_POINTER, _LONG] * 2, _LONG, _LONG, _INT, _FLOAT, _FLOAT, _POINTER]),
+    "krasis_gate": (_INT, [_POINTER, *[_POINTER, _LONG] * 2, _LONG, _LONG, _INT, _POINTER]),
     "krasis_conv": (_INT, [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER]),
     "krasis_route": (_INT, [*[_POINTER] * 3, *[_LONG] * 3, _INT, _INT, _FLOAT, _POINTER, _POINTER]),
     "krasis_delta_net_step": (_INT, [_POINTER, _POINTER, *[_POINTER, _LONG] * 3, _LONG, _POINTER, _POINTER]),

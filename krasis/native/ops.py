@@ -14,7 +14,7 @@ from krasis.errors import InputError
 from krasis.native.cpu import Pool, message
 from krasis.native.library import cpu_library
 
-GATES = {"sigmoid": 0, "silu": 1, "clamped": 2}
+GATES = {"sigmoid": 0, "silu": 1}
 SCORES = {"softmax": 0, "sigmoid": 1, "logits": 2}
 MOST_HEAD_DIM = 1024
 """Dimensions of a head that the kernels take."""
@@ -72,7 +72,7 @@ class NativeOps:
 
     def __init__(self, pool: Pool) -> None:
         library = cpu_library()
-        self._pool, self._handle = pool, pool.handle
+        self._pool = pool
         self._norm, self._gate = library.krasis_norm, library.krasis_gate
         self._turn_heads, self._turn_latent = library.krasis_turn_heads, library.krasis_turn_latent
         self._conv, self._route = library.krasis_conv, library.krasis_route
@@ -131,13 +131,13 @@ class NativeOps:
         weight = _vector(norm, "norm", rank)
         self._do(self._turn_latent(self._pool.handle, *arguments, weight, eps, cos, sin, half))
 
-    def gate(self, x: Tensor, gate: Tensor, kind: str, alpha: float = 0.0, limit: float = 0.0) -> Tensor:
-        """x and gate [rows, n], one of GATES -> [rows, n]. x is up where kind is "silu" or "clamped"."""
+    def gate(self, x: Tensor, gate: Tensor, kind: str) -> Tensor:
+        """x and gate [rows, n], one of GATES -> [rows, n]. x is up where kind is "silu"."""
         rows, n = x.shape
         _check(x, "x", (rows, n))
         _check(gate, "gate", (rows, n))
         y = torch.empty((rows, n), dtype=torch.float32)
-        arguments = (x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, n, GATES[kind], alpha, limit)
+        arguments = (x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, n, GATES[kind])
         self._do(self._gate(self._pool.handle, *arguments, y.data_ptr()))
         return y
 
@@ -148,7 +148,7 @@ class NativeOps:
         n, stride, gate = both // 2, gate_up.stride(0), gate_up.data_ptr()
         y = torch.empty((rows, n), dtype=torch.float32)
         up = gate + n * y.element_size()
-        arguments = (up, stride, gate, stride, rows, n, GATES["silu"], 0, 0, y.data_ptr())
+        arguments = (up, stride, gate, stride, rows, n, GATES["silu"], y.data_ptr())
         self._do(self._gate(self._pool.handle, *arguments))
         return y
 
