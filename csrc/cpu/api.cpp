@@ -16,11 +16,10 @@ krasis_status create(int threads, int isa, krasis_pool **pool) noexcept {
     if (isa == KRASIS_ISA_AUTO)
         isa = krasis::best_isa();
     const krasis::Kernels *kernels = krasis::kernels_of(isa);
-    const krasis::Ops *ops = krasis::ops_of(isa);
-    if (!kernels || !ops)
+    if (!kernels)
         return KRASIS_ERROR_ISA;
     try {
-        *pool = new krasis_pool(threads, isa, *kernels, *ops);
+        *pool = new krasis_pool(threads, isa, *kernels);
         return KRASIS_OK;
     } catch (const std::system_error &) {
         return KRASIS_ERROR_THREADS;
@@ -87,8 +86,7 @@ int krasis_linears(krasis_pool *pool, const krasis_matrix *const *matrices, cons
         return KRASIS_ERROR_NULL;
     if (count < 0 || count > KRASIS_MOST_HEADS || x_step < 0 || x_step > INT32_MAX)
         return KRASIS_ERROR_SHAPE;
-    try {
-        const std::lock_guard<std::mutex> lock(pool->mutex);
+    return krasis::alone(*pool, [&] {
         pool->jobs.clear();
         int64_t column = 0;
         for (int64_t i = 0; i < count; i++) {
@@ -102,9 +100,7 @@ int krasis_linears(krasis_pool *pool, const krasis_matrix *const *matrices, cons
             return KRASIS_ERROR_SHAPE;
         pool->matmul.run(pool->jobs.data(), count);
         return KRASIS_OK;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    });
 }
 
 int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count) {
@@ -115,11 +111,8 @@ int krasis_matmul_batch(krasis_pool *pool, const krasis_job *jobs, int64_t count
     for (int64_t i = 0; i < count; i++)
         if (const krasis_status status = krasis::check(jobs[i]))
             return status;
-    try {
-        const std::lock_guard<std::mutex> lock(pool->mutex);
+    return krasis::alone(*pool, [&] {
         pool->matmul.run(jobs, count);
         return KRASIS_OK;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    });
 }

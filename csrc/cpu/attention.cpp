@@ -79,8 +79,6 @@ void AttentionRuns::combine(int64_t first, int64_t last) {
 
 namespace {
 
-constexpr int64_t kMost = int64_t(1) << 40; // keeps every size far inside 64 bits
-
 krasis_status check(const krasis_rows &rows, int64_t length, int32_t kv_heads, int32_t dim) {
     if (rows.type != KRASIS_FLOAT32 && rows.type != KRASIS_BFLOAT16 && rows.type != KRASIS_FLOAT8)
         return KRASIS_ERROR_TYPE;
@@ -126,11 +124,8 @@ int krasis_attention(krasis_pool *pool, const float *q, int64_t tokens, int64_t 
     const Attention call{q, tokens, q_stride, *k, *v, length, heads, kv_heads, dim, v_dim, window, scale, sinks, out};
     if (const krasis_status status = check(call))
         return status;
-    try {
-        const std::lock_guard<std::mutex> lock(pool->mutex);
+    return alone(*pool, [&] {
         pool->attention.run(call);
         return KRASIS_OK;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    });
 }

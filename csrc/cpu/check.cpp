@@ -8,7 +8,6 @@ namespace {
 
 constexpr int32_t kMultiple = 64;
 constexpr int64_t kMostExperts = 1 << 20;
-constexpr int64_t kMostActivations = int64_t(1) << 40; // keeps the size of every buffer far inside 64 bits
 
 krasis_status check_plain(const krasis_matrix &matrix) {
     if (matrix.layout != KRASIS_LAYOUT_PLAIN)
@@ -62,7 +61,7 @@ krasis_status check(const krasis_job &job) {
         return KRASIS_ERROR_NULL;
     if (const krasis_status status = check(*job.matrix))
         return status;
-    const bool in_range = job.m >= 0 && job.m <= kMostActivations / job.matrix->k && job.k_in >= 1 && job.k_in <= job.matrix->k &&
+    const bool in_range = job.m >= 0 && job.m <= kMost / job.matrix->k && job.k_in >= 1 && job.k_in <= job.matrix->k &&
                           job.n_out >= 1 && job.n_out <= job.matrix->n;
     if (!in_range || !rows_fit(job.m, job.ldx, job.k_in) || !rows_fit(job.m, job.ldy, job.n_out))
         return KRASIS_ERROR_SHAPE;
@@ -87,7 +86,7 @@ krasis_status check(const krasis_experts &experts) {
         return KRASIS_ERROR_TYPE;
     const size_t bytes = experts.bias_type == KRASIS_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
     const bool in_range = experts.count >= 1 && experts.count <= kMostExperts && experts.stride >= 0 &&
-                          experts.stride <= kMostActivations && experts.hidden >= 1 && experts.size >= 1 &&
+                          experts.stride <= kMost && experts.hidden >= 1 && experts.size >= 1 &&
                           experts.hidden <= experts.w13.k && experts.hidden <= experts.w2.n &&
                           experts.size <= experts.w13.n / 2 && experts.size <= experts.w2.k;
     if (!in_range)
@@ -105,7 +104,7 @@ krasis_status check(const MoeCall &call) {
         return status;
     const krasis_experts &experts = call.experts;
     const int64_t widest = std::max({experts.w13.k, experts.w13.n, experts.w2.k, experts.w2.n});
-    const bool in_range = call.m >= 0 && call.m <= kMostActivations / widest && call.chosen >= 1 &&
+    const bool in_range = call.m >= 0 && call.m <= kMost / widest && call.chosen >= 1 &&
                           call.chosen <= experts.count;
     if (!in_range || !rows_fit(call.m, call.ldx, experts.hidden) || !rows_fit(call.m, call.ldy, experts.hidden))
         return KRASIS_ERROR_SHAPE;

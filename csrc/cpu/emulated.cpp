@@ -2,7 +2,6 @@
 #include "emulated.h"
 
 #define KRASIS_VNNI emulated
-#include "ops_table.h"
 #include "table.h"
 #include "tiles.h"
 #include "vnni.h"
@@ -15,7 +14,5 @@ const Kernels &emulated_amx_kernels() {
     static constexpr Kernels kKernels = with_tiles<emulated::Isa>(kTable<emulated::Isa>);
     return kKernels;
 }
-
-const Ops &emulated_ops() { return kOps<emulated::Isa>; }
 
 } // namespace krasis

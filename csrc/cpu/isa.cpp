@@ -84,23 +84,6 @@ const Kernels *kernels_of(int isa) {
     }
 }
 
-const Ops *ops_of(int isa) {
-    if (isa == KRASIS_ISA_EMULATED_VNNI || isa == KRASIS_ISA_EMULATED_AMX)
-        return &emulated_ops();
-    if (isa > best_isa())
-        return nullptr;
-    switch (isa) {
-    case KRASIS_ISA_SCALAR: return &scalar_ops();
-#ifdef KRASIS_X86
-    case KRASIS_ISA_AVX2:
-    case KRASIS_ISA_AVX512: return &avx2_ops();
-    case KRASIS_ISA_VNNI:
-    case KRASIS_ISA_AMX: return &vnni_ops();
-#endif
-    default: return nullptr;
-    }
-}
-
 const Quantizers *quantizers_of(int isa) {
     if (isa > best_isa())
         return nullptr;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "kernels.h"
-#include "ops.h"
 #include "quantize.h"
 
 namespace krasis {
@@ -12,7 +11,6 @@ int best_isa();
 
 // Null for an instruction set this machine, or this build, lacks. KRASIS_ISA_AUTO is not one.
 const Kernels *kernels_of(int isa);
-const Ops *ops_of(int isa);
 const Quantizers *quantizers_of(int isa);
 
 } // namespace krasis

@@ -31,6 +31,7 @@ struct Work {
 };
 
 struct Feedback;
+struct Ops;
 
 struct Kernels {
     // Fills the activations of tokens [first, last).
@@ -48,6 +49,7 @@ struct Kernels {
                          int64_t last);
     uint32_t (*read)(const uint8_t *line, int64_t lines);
     void (*feed_back)(const Feedback &, float *errors);
+    const Ops *ops; // what lies between products
 };
 
 const Kernels &scalar_kernels();

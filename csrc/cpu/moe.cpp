@@ -194,11 +194,8 @@ int krasis_moe(krasis_pool *pool, const krasis_experts *experts, const float *x,
     const MoeCall call{*experts, x, m, ldx, ids, weights, chosen, y, ldy};
     if (const krasis_status status = check(call))
         return status;
-    try {
-        const std::lock_guard<std::mutex> lock(pool->mutex);
+    return alone(*pool, [&] {
         pool->moe.run(call);
         return KRASIS_OK;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    });
 }

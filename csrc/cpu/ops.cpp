@@ -7,7 +7,6 @@
 namespace krasis {
 namespace {
 
-constexpr int64_t kMost = int64_t(1) << 40; // keeps every size far inside 64 bits
 // Floats that take about as long as waking the pool.
 constexpr int64_t kWorthSharing = 1 << 17;
 
@@ -33,10 +32,6 @@ krasis_status split(krasis_pool &pool, void (*task)(const Call &, int64_t, int64
         &context);
     return KRASIS_OK;
 }
-
-bool sized(int64_t rows, int64_t n) { return rows >= 0 && n >= 1 && n <= kMost && rows <= kMost / n; }
-
-bool strided(int64_t rows, int64_t stride, int64_t n) { return rows <= 1 || (stride >= n && stride <= kMost / rows); }
 
 template <class... Pointers> bool any_null(const Pointers *...pointers) { return ((pointers == nullptr) || ...); }
 
@@ -64,7 +59,7 @@ krasis_status turn_both(krasis_pool *pool, const Turn &q, const Turn &k, int64_t
     if (!all_aligned(q.x, k.x, q.cos, q.sin, q.norm, k.norm))
         return KRASIS_ERROR_ALIGNMENT;
     for (const Turn *turn : {&q, &k})
-        split(*pool, pool->ops.turn, *turn, tokens, tokens * turn->heads * turn->dim);
+        split(*pool, pool->kernels.ops->turn, *turn, tokens, tokens * turn->heads * turn->dim);
     return KRASIS_OK;
 }
 
@@ -81,7 +76,7 @@ int krasis_norm(krasis_pool *pool, const float *x, const float *add, int64_t row
         return KRASIS_ERROR_SHAPE;
     if (!all_aligned(x, add, weight, sum, y))
         return KRASIS_ERROR_ALIGNMENT;
-    return split(*pool, pool->ops.norm, Norm{x, add, weight, n, eps, sum, y}, rows, rows * n);
+    return split(*pool, pool->kernels.ops->norm, Norm{x, add, weight, n, eps, sum, y}, rows, rows * n);
 }
 
 int krasis_turn_heads(krasis_pool *pool, float *x, int64_t tokens, int64_t stride, int32_t q_heads, int32_t k_heads,
@@ -118,7 +113,7 @@ int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float
         return KRASIS_ERROR_SHAPE;
     if (!all_aligned(x, gate, y))
         return KRASIS_ERROR_ALIGNMENT;
-    return split(*pool, pool->ops.gate, Gate{x, gate, x_stride, gate_stride, n, kind, y}, rows, rows * n);
+    return split(*pool, pool->kernels.ops->gate, Gate{x, gate, x_stride, gate_stride, n, kind, y}, rows, rows * n);
 }
 
 int krasis_conv(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int64_t channels,
@@ -130,7 +125,7 @@ int krasis_conv(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_str
     if (!all_aligned(x, weight, state, y))
         return KRASIS_ERROR_ALIGNMENT;
     const Conv call{x, weight, tokens, x_stride, channels, width, state, y};
-    return split(*pool, pool->ops.conv, call, (channels + kUnit - 1) / kUnit, tokens * channels);
+    return split(*pool, pool->kernels.ops->conv, call, (channels + kUnit - 1) / kUnit, tokens * channels);
 }
 
 int krasis_route(krasis_pool *pool, const float *logits, const float *bias, int64_t tokens, int64_t experts,
@@ -143,7 +138,7 @@ int krasis_route(krasis_pool *pool, const float *logits, const float *bias, int6
     if (!all_aligned(logits, bias, weights) || !aligned(ids, sizeof *ids))
         return KRASIS_ERROR_ALIGNMENT;
     const Route call{logits, bias, experts, chosen, scores, normalize != 0, scale, ids, weights};
-    return split(*pool, pool->ops.route, call, tokens, tokens * experts);
+    return split(*pool, pool->kernels.ops->route, call, tokens, tokens * experts);
 }
 
 int krasis_delta_net_step(krasis_pool *pool, const krasis_delta_net *form, const float *qkv, int64_t qkv_stride,
@@ -164,5 +159,5 @@ int krasis_delta_net_step(krasis_pool *pool, const krasis_delta_net *form, const
     if (!all_aligned(qkv, z, beta_step, memory, out, form->rate, form->dt_bias, form->norm))
         return KRASIS_ERROR_ALIGNMENT;
     const DeltaNet call{*form, qkv, z, tokens, qkv_stride, z_stride, beta_step, beta_step_stride, memory, out};
-    return split(*pool, pool->ops.delta_net, call, form->value_heads, tokens * values * form->key_dim);
+    return split(*pool, pool->kernels.ops->delta_net, call, form->value_heads, tokens * values * form->key_dim);
 }

@@ -113,11 +113,4 @@ struct Ops {
     void (*combine)(const Attention &, int32_t head, float *partial, int64_t stride, int64_t runs, float *out);
 };
 
-const Ops &scalar_ops();
-const Ops &emulated_ops();
-#ifdef KRASIS_X86
-const Ops &avx2_ops();
-const Ops &vnni_ops();
-#endif
-
 } // namespace krasis

@@ -55,9 +55,9 @@ int krasis_store_e4m3(const float *x, int64_t tokens, int64_t x_stride, int32_t 
     using namespace krasis;
     if (!x || !values || !scales)
         return KRASIS_ERROR_NULL;
-    const int64_t width = int64_t(heads) * dim, most = int64_t(1) << 40;
-    const bool in_range = tokens >= 0 && heads >= 1 && heads <= KRASIS_MOST_HEADS && dim >= 1 &&
-                          tokens <= most / width && (tokens <= 1 || (x_stride >= width && x_stride <= most / tokens));
+    const int64_t width = int64_t(heads) * dim;
+    const bool in_range = heads >= 1 && heads <= KRASIS_MOST_HEADS && dim >= 1 && sized(tokens, width) &&
+                          strided(tokens, x_stride, width);
     if (!in_range)
         return KRASIS_ERROR_SHAPE;
     if (!aligned(x, sizeof *x) || !aligned(scales, sizeof *scales))

@@ -5,6 +5,7 @@
 #include "feedback.h"
 #include "interleaved.h"
 #include "marlin.h"
+#include "ops_table.h"
 #include "panel.h"
 #include "plain.h"
 #include "prepare.h"
@@ -34,6 +35,7 @@ constexpr Kernels kTable = {
     add_weighted<Isa>,
     read_lines<Isa>,
     feed_back<Isa>,
+    &kOps<Isa>,
 };
 
 } // namespace krasis

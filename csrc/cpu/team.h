@@ -12,13 +12,12 @@
 #include "pool.h"
 
 struct krasis_pool {
-    krasis_pool(int threads, int isa, const krasis::Kernels &kernels, const krasis::Ops &ops)
-        : isa(isa), kernels(kernels), ops(ops), pool(threads), matmul(pool, kernels), moe(pool, kernels),
-          attention(pool, ops) {}
+    krasis_pool(int threads, int isa, const krasis::Kernels &kernels)
+        : isa(isa), kernels(kernels), pool(threads), matmul(pool, kernels), moe(pool, kernels),
+          attention(pool, *kernels.ops) {}
 
     const int isa;
     const krasis::Kernels &kernels;
-    const krasis::Ops &ops;
     std::mutex mutex; // one call at a time
     krasis::Pool pool;
     krasis::Matmul matmul;
@@ -26,3 +25,17 @@ struct krasis_pool {
     krasis::AttentionRuns attention;
     std::vector<krasis_job> jobs; // of krasis_linears
 };
+
+namespace krasis {
+
+// Runs action(), which gives a status, while no other call runs on the pool. Only memory can run out there.
+template <class Action> krasis_status alone(krasis_pool &pool, const Action &action) {
+    try {
+        const std::lock_guard<std::mutex> lock(pool.mutex);
+        return action();
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
+}
+
+} // namespace krasis
