@@ -7,7 +7,6 @@ all of that memory; medians over the rounds are printed, as GB/s of weight bytes
 
 import argparse
 import json
-import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 
 from krasis.native.cpu import Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
+from krasis.pack.anonymous import anonymous
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ def memory(size: int) -> torch.Tensor:
     Whatever part of them a codec takes for its scales, those are near 1: sums would overflow
     with others, or become subnormal, which takes processors far longer.
     """
-    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area.madvise(mmap.MADV_HUGEPAGE)
-    found = torch.frombuffer(area, dtype=torch.int16)
+    found = anonymous(size).view(torch.int16)
     filled = 1 << 22
     found[:filled] = torch.randint(0x3C, 0x40, (filled,)) << 8 | torch.randint(0x78, 0x80, (filled,))
     while filled < len(found):

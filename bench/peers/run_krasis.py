@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.peers import timing
-from krasis.models.qwen3_moe import Spec
 from krasis.pack.reader import Pack
-from krasis.pack.record import sections
 from krasis.runtime.devices import open_backend
 from krasis.runtime.engine import Engine
+from krasis.runtime.work import weights_per_token
 
 
 class Krasis:
@@ -24,23 +23,12 @@ class Krasis:
         return self.engine.last_logits(tokens, self._state)
 
 
-def bytes_per_token(pack: Pack, spec: Spec) -> int:
-    """Bytes of weights that a decoded token reads: its row of the embedding, its experts, all of the rest."""
-    total = 0
-    for _, segment in pack.manifest.segments():
-        used = spec.experts_per_token if segment.name.endswith(".experts") else 1
-        for section in sections(segment.tensors, segment.layout):
-            total += used * section.bytes // (spec.vocab_size if section.tensor == "embed" else 1)
-    return total
-
-
 def main() -> None:
     parser = timing.arguments(__doc__)
     parser.add_argument("pack", type=Path)
     options = parser.parse_args()
-    pack = Pack(options.pack)
-    model = Krasis(pack, options.threads)
-    timing.measure(model, bytes_per_token(pack, model.engine.spec))
+    model = Krasis(Pack(options.pack), options.threads)
+    timing.measure(model, weights_per_token(model.engine.spec, model.engine.segments))
 
 
 if __name__ == "__main__":

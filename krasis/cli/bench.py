@@ -19,7 +19,7 @@ from krasis.cli.options import (
     show_notes,
 )
 from krasis.cli.tables import print_facts, print_spreads
-from krasis.errors import InputError, KrasisError, UsageError
+from krasis.errors import KrasisError, UsageError
 
 if TYPE_CHECKING:
     from krasis.pack.reader import Pack
@@ -54,15 +54,14 @@ def bench(
     from krasis.runtime.devices import open_backend
     from krasis.runtime.engine import Engine
     from krasis.runtime.limits import READ_BYTES, memory_to_read
+    from krasis.runtime.plan import check_context
 
     for flag, value in {"--prompt-tokens": prompt_tokens, "--decode-tokens": decode_tokens, "--runs": runs}.items():
         if value < 1:
             raise UsageError(f"{flag} is {value}", expected="1 or more")
     opened = Pack(pack)
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
-    if context > spec.max_positions:
-        expected = f"at most the model's {spec.max_positions}"
-        raise InputError(f"a context of {context} tokens", where="--prompt-tokens, --decode-tokens", expected=expected)
+    check_context(spec, context, "--prompt-tokens, --decode-tokens")
     place(opened, vram, heat)
     backend, notes = open_backend(device, threads)
     if not isinstance(backend, CpuBackend):

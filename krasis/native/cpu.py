@@ -20,6 +20,8 @@ ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 EMULATED = {"emulated-vnni": 19, "emulated-amx": 20}
 """Kernels of instruction sets that a machine may lack, on instructions in plain C++: slow, for tests."""
 
+_NUMBERS = {isa: number for number, isa in enumerate(ISAS)} | EMULATED
+
 ISA_VARIABLE = "KRASIS_ISA"
 _AUTO = -1
 
@@ -64,7 +66,8 @@ class Pool:
         self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
         self.threads: int = library.krasis_pool_threads(handle)
         self._pin(library)
-        self.isa = _name(library.krasis_pool_isa(handle))
+        number = library.krasis_pool_isa(handle)
+        self.isa = next(name for name in _NUMBERS if _NUMBERS[name] == number)
 
     def _pin(self, library: ctypes.CDLL) -> None:
         cpus = core_cpus()
@@ -83,7 +86,7 @@ class Pool:
         y, n_out = _result(matrix, m, n_out)
         status = self._matmul(self._handle, matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
         if status:
-            raise self._error(status, _shapes([(matrix, x, n_out)]))
+            raise self.error(status, _shapes([(matrix, x, n_out)]))
         return y
 
     def matmul_batch(self, jobs: Sequence[tuple[Matrix, Tensor, int]]) -> list[Tensor]:
@@ -98,7 +101,7 @@ class Pool:
             array[i] = _CJob(matrix.address, x.data_ptr(), m, stride, k_in, y.data_ptr(), n_out, n_out)
             results.append(y)
         if status := self._matmul_batch(self._handle, ctypes.addressof(array), len(jobs)):
-            raise self._error(status, _shapes(jobs))
+            raise self.error(status, _shapes(jobs))
         return results
 
     def linears(self, matrices: Sequence[Matrix], n_out: Sequence[int]) -> "Linears":
@@ -116,7 +119,7 @@ class Pool:
             )
         total = ctypes.c_uint32()
         if status := self._read(self._handle, memory.data_ptr(), memory.nbytes, ctypes.byref(total)):
-            raise self._error(status, f"{memory.nbytes} bytes")
+            raise self.error(status, f"{memory.nbytes} bytes")
         return total.value
 
     def close(self) -> None:
@@ -137,14 +140,9 @@ class Pool:
         """The `krasis_pool`, None once closed."""
         return self._handle
 
-    def check_open(self) -> None:
-        """Raises KrasisError if the pool is closed."""
-        if self._handle is None:
-            raise KrasisError("the pool is closed")
-
-    def _error(self, status: int, where: str) -> KrasisError:
-        self.check_open()
-        return InputError(message(status), where=where)
+    def error(self, status: int, where: str | None = None) -> KrasisError:
+        """What a call on the pool that gave `status` is to raise."""
+        return KrasisError("the pool is closed") if self._handle is None else InputError(_message(status), where=where)
 
 
 class Linears:
@@ -177,9 +175,8 @@ class Linears:
         y = torch.empty((m, columns), dtype=torch.float32, device="cpu")
         status = self._run(pool.handle, *self._fixed, x.data_ptr(), step, m, stride, k_in, y.data_ptr(), columns)
         if status:
-            pool.check_open()
             jobs = [(matrix, x, n) for matrix, n in zip(self._matrices, self._n_out, strict=True)]
-            raise InputError(message(status), where=_shapes(jobs))
+            raise pool.error(status, _shapes(jobs))
         return y
 
 
@@ -213,23 +210,16 @@ def isa_number(isa: str | None) -> int:
     """The `krasis_isa` of a name, or that of the machine's best for None. Raises KrasisError for an unknown one."""
     if isa is None:
         return _AUTO
-    if isa in EMULATED:
-        return EMULATED[isa]
-    if isa not in ISAS:
+    if isa not in _NUMBERS:
         raise KrasisError(f"unknown instruction set {isa!r}", expected=f"one of {', '.join(ISAS)}")
-    return ISAS.index(isa)
-
-
-def _name(number: int) -> str:
-    return next((name for name, emulated in EMULATED.items() if emulated == number), "") or ISAS[number]
+    return _NUMBERS[isa]
 
 
 def _pool_error(threads: int, isa: str | None, status: int) -> KrasisError:
     return KrasisError(
-        message(status), where=f"{isa or 'auto'}, {threads} threads", hint=f"this machine has {best_isa()}"
+        _message(status), where=f"{isa or 'auto'}, {threads} threads", hint=f"this machine has {best_isa()}"
     )
 
 
-def message(status: int) -> str:
-    """What a status says."""
+def _message(status: int) -> str:
     return str(cpu_library().krasis_strerror(status).decode())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cpu import Pool, message
+from krasis.native.cpu import Pool
 from krasis.native.library import cpu_library
 from krasis.native.matrix import CMatrix, Matrix
 
@@ -123,6 +123,5 @@ class NativeExperts:
             self._shape.hidden,
         )
         if status:
-            self._pool.check_open()
-            raise InputError(message(status), where=f"{m} tokens, {chosen} of {self._shape.count} experts each")
+            raise self._pool.error(status, f"{m} tokens, {chosen} of {self._shape.count} experts each")
         return y

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cpu import Pool, message
+from krasis.native.cpu import Pool
 from krasis.native.library import cpu_library
 
 GATES = {"sigmoid": 0, "silu": 1}
@@ -244,8 +244,7 @@ class NativeOps:
 
     def _do(self, status: int) -> None:
         if status:
-            self._pool.check_open()
-            raise InputError(message(status))
+            raise self._pool.error(status)
 
 
 def _check(x: Tensor, name: str, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """What a backend provides: products with packed matrices, and attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,6 +30,11 @@ class PackedMatrix:
     codes: Tensor | None
     scales: Tensor | None
     values: Tensor | None
+
+
+def packed_matrix(spec: TensorSpec, layout: str, arrays: Mapping[tuple[str, str], Tensor]) -> PackedMatrix:
+    """One of the tensors of a record, of which `Pack.arrays` gives the arrays."""
+    return PackedMatrix(spec, layout, *(arrays.get((spec.name, part)) for part in ("codes", "scales", "values")))
 
 
 @dataclass(frozen=True)

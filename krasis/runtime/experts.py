@@ -17,18 +17,10 @@ class RoutedExperts:
         self._activation = activation
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        if len(x) == 1:
-            return self._one_token(x, ids[0].tolist(), weights[0])
         out = torch.zeros_like(x)
         for expert in torch.unique(ids).tolist():
             tokens, slots = (ids == expert).nonzero(as_tuple=True)
             out.index_add_(0, tokens, self._expert(expert, x[tokens]) * weights[tokens, slots, None])
-        return out
-
-    def _one_token(self, x: Tensor, ids: list[int], weights: Tensor) -> Tensor:
-        out = torch.zeros_like(x)
-        for expert, slot in sorted((expert, slot) for slot, expert in enumerate(ids)):
-            out += self._expert(expert, x) * weights[slot]
         return out
 
     def _expert(self, expert: int, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from krasis.pack.anonymous import anonymous
 from krasis.pack.manifest import Segment
 from krasis.pack.reader import Pack
 from krasis.pack.record import TensorSpec
-from krasis.runtime.backend import Backend, PackedMatrix
+from krasis.runtime.backend import Backend, packed_matrix
 from krasis.runtime.machine import available_ram
 
 READ_BYTES = 1 << 30
@@ -58,8 +58,7 @@ def _one_of_each(pack: Pack, segments: list[Segment], backend: Backend) -> Itera
                 continue
             seen.add(kind)
             arrays = pack.arrays(segment.name, segment.layout)
-            parts = (arrays.get((tensor.name, part)) for part in ("codes", "scales", "values"))
-            yield backend.linear(PackedMatrix(tensor, segment.layout, *parts)), tensor
+            yield backend.linear(packed_matrix(tensor, segment.layout, arrays)), tensor
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -54,9 +54,7 @@ def plan(
 
     Raises InputError where the model takes fewer positions.
     """
-    if context > spec.max_positions:
-        what, expected = f"a context of {context} tokens", f"at most the model's {spec.max_positions}"
-        raise InputError(what, where="--context", expected=expected)
+    check_context(spec, context)
     layers = models.get(_family(spec)).states(spec)
     width = _block_width(manifest)
     weights = sum(segment.bytes for segment in chosen(manifest, layouts))
@@ -76,6 +74,13 @@ def plan(
         workspace=workspace(context),
         needs=lambda tokens: copies + kept(tokens) + workspace(tokens),
     )
+
+
+def check_context(spec: ModelSpec, context: int, where: str = "--context") -> None:
+    """Raises InputError where the model takes fewer positions."""
+    if context > spec.max_positions:
+        what, expected = f"a context of {context} tokens", f"at most the model's {spec.max_positions}"
+        raise InputError(what, where=where, expected=expected)
 
 
 def check(plan: Plan, available: int) -> list[str]:

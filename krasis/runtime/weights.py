@@ -9,7 +9,7 @@ from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.pack.reader import Pack
-from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, strip_parts
+from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, packed_matrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
 from krasis.runtime.heads import PackedHeads
 from krasis.runtime.moments import Moments
@@ -78,12 +78,8 @@ class PackWeights:
     def _matrices(self, segment: str, index: int) -> dict[str, PackedMatrix]:
         layout = self._layout(segment)
         arrays = self._pack.arrays(segment, layout, index)
-        return {
-            spec.name: PackedMatrix(
-                spec, layout, *(arrays.get((spec.name, part)) for part in ("codes", "scales", "values"))
-            )
-            for spec in self._pack.segment(segment, layout).tensors
-        }
+        specs = self._pack.segment(segment, layout).tensors
+        return {spec.name: packed_matrix(spec, layout, arrays) for spec in specs}
 
     def _layout(self, segment: str) -> str:
         have = self._pack.layouts_of.get(segment, ())

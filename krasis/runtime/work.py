@@ -18,15 +18,19 @@ HEAD, EMBEDDING = "head", ("base", "embed")
 def bytes_per_token(
     spec: ModelSpec, segments: Iterable[Segment], layers: list[LayerState], kv: KvDtype, position: int
 ) -> int:
-    """Bytes of weights and state that a token reads which follows `position` others, pads and scales included.
+    """Bytes of weights and state that a token reads which follows `position` others."""
+    return weights_per_token(spec, segments) + state_bytes(layers, position + 1, 1, kv)
+
+
+def weights_per_token(spec: ModelSpec, segments: Iterable[Segment]) -> int:
+    """Bytes of weights that a token reads, pads and scales included.
 
     Of routed experts those it chooses, of embeddings its row, of all else everything.
     """
-    weights = sum(
+    return sum(
         _records_read(spec, segment) * sum(_read(segment.name, section) for section in _sections(segment))
         for segment in segments
     )
-    return weights + state_bytes(layers, position + 1, 1, kv)
 
 
 def products_per_token(spec: ModelSpec, segments: Iterable[Segment]) -> int:
