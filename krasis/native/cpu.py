@@ -20,8 +20,6 @@ ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 EMULATED = {"emulated-vnni": 19, "emulated-amx": 20}
 """Kernels of instruction sets that a machine may lack, on instructions in plain C++: slow, for tests."""
 
-_NUMBERS = {isa: number for number, isa in enumerate(ISAS)} | EMULATED
-
 ISA_VARIABLE = "KRASIS_ISA"
 _AUTO = -1
 
@@ -67,7 +65,7 @@ class Pool:
         self.threads: int = library.krasis_pool_threads(handle)
         self._pin(library)
         number = library.krasis_pool_isa(handle)
-        self.isa = next(name for name in _NUMBERS if _NUMBERS[name] == number)
+        self.isa = next(name for name, of_name in _numbers().items() if of_name == number)
 
     def _pin(self, library: ctypes.CDLL) -> None:
         cpus = core_cpus()
@@ -210,9 +208,13 @@ def isa_number(isa: str | None) -> int:
     """The `krasis_isa` of a name, or that of the machine's best for None. Raises KrasisError for an unknown one."""
     if isa is None:
         return _AUTO
-    if isa not in _NUMBERS:
+    if isa not in _numbers():
         raise KrasisError(f"unknown instruction set {isa!r}", expected=f"one of {', '.join(ISAS)}")
-    return _NUMBERS[isa]
+    return _numbers()[isa]
+
+
+def _numbers() -> dict[str, int]:
+    return {isa: number for number, isa in enumerate(ISAS)} | EMULATED
 
 
 def _pool_error(threads: int, isa: str | None, status: int) -> KrasisError:
