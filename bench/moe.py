@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -22,83 +23,108 @@ from krasis.pack.anonymous import anonymous
 
 @dataclass(frozen=True)
 class Model:
-    """Padded sizes of the experts of a layer, and how many a token uses."""
+    """Padded sizes of the experts of a layer, how many there are and how many a token uses."""
 
     hidden: int
     size: int
+    experts: int
     chosen: int
 
 
 MODELS = {
-    "deepseek-v2-lite": Model(2048, 1408, 6),
-    "qwen3-coder-next": Model(2048, 512, 10),
-    "gpt-oss-120b": Model(2944, 2944, 4),
-    "qwen3-235b-a22b": Model(4096, 1536, 8),
-    "qwen3-30b-a3b": Model(2048, 768, 8),
+    "deepseek-v2-lite": Model(2048, 1408, 64, 6),
+    "qwen3-coder-next": Model(2048, 512, 512, 10),
+    "gpt-oss-120b": Model(2944, 2944, 128, 4),
+    "qwen3-235b-a22b": Model(4096, 1536, 128, 8),
+    "qwen3-30b-a3b": Model(2048, 768, 128, 8),
 }
+READ = 512 << 20
+"""Bytes of a plain read: long enough that a call costs nothing beside it."""
 BITS = {"int4": 4, "int8": 8, "mxfp4": 4}
 
 
 def memory(size: int) -> torch.Tensor:
     """Random words in huge pages, where the system gives them.
 
-    Whatever part of them a codec takes for its scales, those are near 1: sums would overflow
-    with others, or become subnormal, which takes processors far longer.
+    Whatever part of them a codec takes for its scales, those make sums as models have them, about 1 to 10: activations
+    of others overflow or become subnormal, which takes processors far longer.
     """
     found = anonymous(size).view(torch.int16)
     filled = 1 << 22
-    found[:filled] = torch.randint(0x3C, 0x40, (filled,)) << 8 | torch.randint(0x78, 0x80, (filled,))
+    found[:filled] = torch.randint(0x70, 0x80, (filled,)) | 0x3B00
     while filled < len(found):
         found[filled : 2 * filled] = found[: min(filled, len(found) - filled)]
         filled *= 2
     return found.view(torch.uint8)
 
 
-class Layer:
-    """Experts that go round `data`, every call using the next ones."""
-
-    def __init__(self, pool: Pool, data: torch.Tensor, model: Model, codec: str, layout: str, group: int) -> None:
-        group = 32 if codec == "mxfp4" else group
-        first: list[Matrix] = []
-        at = 0
-        for k, n in ((model.hidden, 2 * model.size), (model.size, model.hidden)):
-            group_here = next(g for g in (group, 64, 32) if k % g == 0)
-            dtype = torch.uint8 if codec == "mxfp4" else torch.bfloat16
-            codes, scales = k * n * BITS[codec] // 8, k // group_here * n * dtype.itemsize
-            parts = data[at : at + codes], data[at + codes : at + codes + scales].view(dtype)
-            first.append(Matrix(codec, layout, k, n, group_here, *parts))
-            at += codes + scales
-        self.bytes = at
-        stride = -(-at // 4096) * 4096
-        self.count = len(data) // stride
-        self._experts = NativeExperts(
-            pool, *first, ExpertShape(self.count, stride, model.hidden, model.size), NativeActivation()
-        )
-        self._chosen, self._hidden = model.chosen, model.hidden
-
-    def once_round(self, tokens: int) -> int:
-        """Use every expert once, or a few less; the weight bytes read."""
-        x = torch.randn(tokens, self._hidden)
-        weights = torch.rand(tokens, self._chosen)
-        calls = self.count // self._chosen
-        ids = torch.randperm(self.count)[: calls * self._chosen].view(calls, 1, self._chosen)
-        for chosen in ids.expand(-1, tokens, -1).contiguous():
-            self._experts(x, chosen, weights)
-        return calls * self._chosen * self.bytes
+def matrices(model: Model, codec: str, layout: str, group: int, data: torch.Tensor) -> tuple[Matrix, Matrix, int]:
+    """w13 and w2 of an expert whose record `data` begins with, and the bytes of that."""
+    found: list[Matrix] = []
+    at = 0
+    for k, n in ((model.hidden, 2 * model.size), (model.size, model.hidden)):
+        size = 32 if codec == "mxfp4" else next(g for g in (group, 64, 32) if k % g == 0)
+        dtype = torch.uint8 if codec == "mxfp4" else torch.bfloat16
+        codes, scales = k * n * BITS[codec] // 8, k // size * n * dtype.itemsize
+        parts = data[at : at + codes], data[at + codes : at + codes + scales].view(dtype)
+        found.append(Matrix(codec, layout, k, n, size, *parts))
+        at += codes + scales
+    return found[0], found[1], at
 
 
-def cases(arguments: argparse.Namespace, pool: Pool) -> Iterator[tuple[str, Callable[[], int]]]:
-    """(name, what to time: returns the bytes read)."""
-    data = memory(arguments.bytes // 4096 * 4096)
+Call = Callable[[], object]
 
-    def read() -> int:
-        pool.read(data)
-        return len(data)
 
-    yield "read", read
+@dataclass(frozen=True)
+class Case:
+    """`round` gives calls to time, each of which reads `bytes`."""
+
+    name: str
+    bytes: int
+    round: Callable[[], list[Call]]
+
+
+def layers(pool: Pool, data: torch.Tensor, name: str, codec: str, layout: str, arguments: argparse.Namespace) -> Case:
+    """Calls of as many layers as `data` holds, which use every expert once, or a few less."""
+    model = MODELS[name]
+    *_, size = matrices(model, codec, layout, arguments.group, data)
+    stride = -(-size // 4096) * 4096
+    count = min(model.experts, len(data) // stride)
+    shape = ExpertShape(count, stride, model.hidden, model.size)
+    records = data[: len(data) // (count * stride) * count * stride].view(-1, count * stride)
+    found = [
+        NativeExperts(pool, *matrices(model, codec, layout, arguments.group, layer)[:2], shape, NativeActivation())
+        for layer in records
+    ]
+    x, weights = torch.randn(arguments.tokens, model.hidden), torch.rand(arguments.tokens, model.chosen)
+    y = torch.empty_like(x)
+
+    def one_round() -> list[Call]:
+        calls: list[Call] = []
+        for experts in found:
+            used = torch.randperm(count)[: count // model.chosen * model.chosen].view(-1, 1, model.chosen)
+            for chosen in used.expand(-1, arguments.tokens, -1).contiguous():
+                calls.append(experts.bind(x, chosen, weights, y))
+        return calls
+
+    return Case(f"{name} {codec} {layout}", model.chosen * size, one_round)
+
+
+def cases(arguments: argparse.Namespace, pool: Pool) -> Iterator[Case]:
+    data = memory(arguments.bytes // READ * READ)
+    yield Case("read", READ, lambda: [partial(pool.read, part) for part in data.view(-1, READ)])
     for name, codec, layout in product(arguments.models, arguments.codecs, arguments.layouts):
-        layer = Layer(pool, data, MODELS[name], codec, layout, arguments.group)
-        yield f"{name} {codec} {layout}", lambda layer=layer: layer.once_round(arguments.tokens)
+        yield layers(pool, data, name, codec, layout, arguments)
+
+
+def rate(case: Case) -> float:
+    """GB/s in the median call of a round."""
+    times = []
+    for call in case.round():
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return case.bytes / statistics.median(times) / 1e9
 
 
 def main() -> None:
@@ -116,12 +142,10 @@ def main() -> None:
     arguments = parser.parse_args()
     pool = Pool(arguments.threads, arguments.isa)
     found = list(cases(arguments, pool))
-    rates: dict[str, list[float]] = {name: [] for name, _ in found}
+    rates: dict[str, list[float]] = {case.name: [] for case in found}
     for _ in range(arguments.rounds):
-        for name, action in found:
-            start = time.perf_counter()
-            size = action()
-            rates[name].append(size / (time.perf_counter() - start) / 1e9)
+        for case in found:
+            rates[case.name].append(rate(case))
     report(pool, rates, as_json=arguments.json)
 
 

@@ -59,39 +59,48 @@ constexpr int kTiles = 4;
 template <class Isa, class Codec> struct Interleaved {
     const Work &work;
     int64_t unit;
-    int tiles; // from `unit` on, at most kTiles
+    int tiles;       // from `unit` on, at most kTiles
+    Next next; // tiles
 
     template <int T> void run(int64_t token) const {
         if (tiles == kTiles && T == 1)
             return run_tiles<T, kTiles>(token);
         for (int tile = 0; tile < tiles; tile++)
-            Interleaved{work, unit + tile, 1}.template run_tiles<T, 1>(token);
+            Interleaved{work, unit + tile, 1, next}.template run_tiles<T, 1>(token);
     }
 
     // S tiles, T tokens.
     template <int T, int S> void run_tiles(int64_t token) const {
         constexpr int kChains = T * S < kTiles ? 2 : 1; // sums that do not wait for each other
-        constexpr int kAhead = 4096 / S;                // bytes: far enough to hide DRAM, near enough to stay in cache
+        constexpr int64_t kAhead = 4096 / S;            // bytes: far enough to hide DRAM, near enough to stay in cache
         const krasis_matrix &matrix = *work.job.matrix;
         const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
         const int64_t tile_bytes = k / Codec::kDepth * 64, tile_scales = groups * kUnit;
         const uint8_t *line = (const uint8_t *)matrix.codes + unit * tile_bytes;
         const auto *scales = (const typename Codec::Scale *)matrix.scales + unit * tile_scales;
+        const auto *next_scales = next.scales ? (const typename Codec::Scale *)next.scales : scales;
+        const auto *next_line = (const uint8_t *)(next.codes ? next.codes : line);
+        const int64_t group_bytes = lines * 64, wished = (kAhead + group_bytes - 1) / group_bytes;
+        const int64_t ahead = wished < groups ? wished : groups; // groups
         const int8_t *q = work.activations.q + token * k;
         typename Isa::Floats y[S][T];
         for (int s = 0; s < S; s++)
             for (int t = 0; t < T; t++)
                 y[s][t] = Isa::floats(0);
-        for (int64_t g = 0; g < groups; g++, scales += kUnit) {
+        for (int64_t g = 0; g < groups; g++, scales += kUnit, next_scales += kUnit) {
+            for (int s = 0; s < S; s++)
+                Isa::prefetch(next_scales + s * tile_scales);
             typename Isa::Ints sum[S][kChains][T];
             for (int s = 0; s < S; s++)
                 for (int c = 0; c < kChains; c++)
                     for (int t = 0; t < T; t++)
                         sum[s][c][t] = Isa::ints(0);
+            const int64_t beyond = g + ahead - groups;
+            const int64_t far = beyond < 0 ? ahead * group_bytes : next_line + beyond * group_bytes - line;
             for (int64_t i = 0; i < lines; i += kChains)
                 for (int c = 0; c < kChains; c++, line += 64, q += Codec::kDepth)
                     for (int s = 0; s < S; s++) {
-                        Isa::prefetch(line + s * tile_bytes + kAhead);
+                        Isa::prefetch(line + far + s * tile_bytes);
                         Codec::template dot<Isa, T>(sum[s][c], line + s * tile_bytes, q, k);
                     }
             for (int t = 0; t < T; t++) {
@@ -115,9 +124,15 @@ template <class Isa, class Codec> struct Interleaved {
 };
 
 template <class Isa, class Codec> void multiply_interleaved(const Work &work, int64_t first, int64_t last) {
+    const krasis_matrix &matrix = *work.job.matrix;
+    const int64_t tile_bytes = matrix.k / Codec::kDepth * 64, tile_scales = matrix.k / matrix.group_size * kUnit;
     for (int64_t unit = first; unit < last; unit += kTiles) {
         const int tiles = last - unit < kTiles ? (int)(last - unit) : kTiles;
-        for_blocks_of_tokens(work.job.m, Interleaved<Isa, Codec>{work, unit, tiles});
+        const int64_t then = unit + kTiles;
+        const Next next = then < last ? Next{(const uint8_t *)matrix.codes + then * tile_bytes,
+                                             (const typename Codec::Scale *)matrix.scales + then * tile_scales}
+                                      : work.next;
+        for_blocks_of_tokens(work.job.m, Interleaved<Isa, Codec>{work, unit, tiles, next});
     }
 }
 

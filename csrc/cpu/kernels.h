@@ -24,10 +24,16 @@ struct Activations {
     int64_t padded_k;
 };
 
+// Weights that a thread reads after those it was told to multiply, of a matrix of the same form; null: none.
+struct Next {
+    const void *codes, *scales;
+};
+
 struct Work {
     krasis_job job;
     Activations activations;
     unsigned char *panels; // room for decoded weights, where there are many tokens
+    Next next;             // to be prefetched
 };
 
 struct Feedback;

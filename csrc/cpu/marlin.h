@@ -166,6 +166,7 @@ template <class Isa, class Codec> struct MarlinStrip {
     const Work &work;
     int64_t unit; // the first
     int units;    // at most kStripUnits / tokens
+    Next next;    // strip
 
     template <int T> void run(int64_t token) const {
         alignas(64) float y[kStripUnits / T][T][kUnit];
@@ -200,16 +201,24 @@ template <class Isa, class Codec> struct MarlinStrip {
             step[t] = Codec::kStep * work.activations.scale[(token + t) * groups + g];
             total[t] = work.activations.sum[(token + t) * groups + g];
         }
-        const int64_t bytes = (int64_t)units * Codec::kUnitBytes, far = kAhead / R, ahead = bytes < far ? bytes : far;
-        const uint8_t *last = line + bytes - ahead;
+        const auto *next_line = line + R * row_bytes;
+        const auto *near_scales = scales + unit * kUnit, *next_scales = near_scales + matrix.n;
+        if (g + 1 == groups) {
+            next_line = (const uint8_t *)(next.codes ? next.codes : line);
+            next_scales = (const typename Codec::Scale *)(next.scales ? next.scales : near_scales);
+        }
+        constexpr int kUnitsAhead = kAhead / R / Codec::kUnitBytes;
+        const int ahead = units < kUnitsAhead ? units : kUnitsAhead;
         for (int u = 0; u < units; u++, line += Codec::kUnitBytes) {
-            const uint8_t *next = line + ahead + (line < last ? 0 : R * row_bytes - bytes);
+            const int v = u + ahead < units ? u + ahead : u + ahead - units;
+            const uint8_t *far = v > u ? line + ahead * Codec::kUnitBytes : next_line + v * Codec::kUnitBytes;
+            Isa::prefetch((v > u ? near_scales : next_scales) + v * kUnit);
             Sum sum[T][2];
             for (int t = 0; t < T; t++)
                 sum[t][0] = sum[t][1] = start[t];
             for (int r = 0; r < R; r++) {
                 for (int i = 0; i < Codec::kUnitBytes; i += 64)
-                    Isa::prefetch(next + r * row_bytes + i);
+                    Isa::prefetch(far + r * row_bytes + i);
                 Codec::template dot<Isa, T>(sum, line + r * row_bytes, rows[r]);
             }
             const auto scale = marlin_scales<Isa>(scales, unit + u, groups == 1);
@@ -237,10 +246,15 @@ template <class Isa, class Codec> struct MarlinStrip {
 };
 
 template <class Isa, class Codec> void multiply_marlin(const Work &work, int64_t first, int64_t last) {
+    const krasis_matrix &matrix = *work.job.matrix;
     const int64_t width = kStripUnits / (work.job.m < kTokens ? work.job.m : kTokens);
     for (int64_t unit = first; unit < last; unit += width) {
         const int units = last - unit < width ? last - unit : width;
-        for_blocks_of_tokens(work.job.m, MarlinStrip<Isa, Codec>{work, unit, units});
+        const int64_t then = unit + width;
+        const Next next = then < last ? Next{(const uint8_t *)matrix.codes + then * Codec::kUnitBytes,
+                                             (const typename Codec::Scale *)matrix.scales + then * kUnit}
+                                      : work.next;
+        for_blocks_of_tokens(work.job.m, MarlinStrip<Isa, Codec>{work, unit, units, next});
     }
 }
 

@@ -21,6 +21,7 @@ void Matmul::run(const krasis_job *jobs, size_t count) {
     if (steps_.empty())
         return;
     prepare();
+    taken_ = 0;
     pool_.run([](void *self, int thread) { static_cast<Matmul *>(self)->multiply_share(thread); }, this);
 }
 
@@ -71,19 +72,21 @@ void Matmul::prepare_share(int thread) {
 }
 
 void Matmul::multiply_share(int thread) {
-    double total = 0, base = 0;
+    double total = 0;
     for (const Step &step : steps_)
         total += step.units * step.unit_cost;
-    const Share share(total, thread, pool_.threads());
-    for (const Step &step : steps_) {
-        const Kernel kernel(kernels_, *step.work.job.matrix, step.work.job.m);
-        Work work = step.work;
-        work.panels = panels_of(thread);
-        share.of(base, step.unit_cost, step.units, kernel, [&](int64_t first, int64_t last) {
-            kernel.multiply(work, first, last);
-        });
-        base += step.units * step.unit_cost;
-    }
+    Shares(total, thread, pool_.threads(), taken_).each([&](const Share &share) {
+        double base = 0;
+        for (const Step &step : steps_) {
+            const Kernel kernel(kernels_, *step.work.job.matrix, step.work.job.m);
+            Work work = step.work;
+            work.panels = panels_of(thread);
+            share.of(base, step.unit_cost, step.units, kernel, [&](int64_t first, int64_t last) {
+                kernel.multiply(work, first, last);
+            });
+            base += step.units * step.unit_cost;
+        }
+    });
 }
 
 } // namespace krasis

@@ -1,6 +1,7 @@
 // Runs valid jobs on a pool: activations first, then columns, each split evenly over the threads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <vector>
 
@@ -34,6 +35,7 @@ private:
     Pool &pool_;
     const Kernels &kernels_;
     std::vector<Step> steps_;
+    std::atomic<int> taken_{0}; // see Shares
     Scratch scratch_; // the activations of all steps, and panels
     unsigned char *panels_ = nullptr;
     int64_t panel_bytes_ = 0; // of a thread

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "check.h"
 #include "share.h"
@@ -12,8 +13,6 @@ namespace {
 
 // Slots whose products are held at once: enough to keep every thread busy, few enough for the last-level cache.
 constexpr int64_t kSlots = 2048;
-// Reading weights takes as long as multiplying them with about this many tokens.
-constexpr double kReadTokens = 4;
 
 krasis_matrix of_expert(krasis_matrix matrix, int64_t offset) {
     matrix.codes = static_cast<const char *>(matrix.codes) + offset;
@@ -35,6 +34,9 @@ void Moe::run(const MoeCall &call) {
     sort();
     plan();
     place();
+    taken_[0] = taken_[1] = 0;
+    if (call_.m == 1)
+        quantize_tokens(0, 1);
     pool_.run([](void *self, int thread) { static_cast<Moe *>(self)->work(thread); }, this);
 }
 
@@ -87,31 +89,36 @@ void Moe::place() {
 }
 
 void Moe::work(int thread) {
-    quantize_tokens(thread);
-    pool_.meet();
+    if (call_.m > 1) {
+        const Share share(static_cast<double>(call_.m), thread, pool_.threads());
+        share.of(0, 1, call_.m, [&](int64_t first, int64_t last) { quantize_tokens(first, last); });
+        pool_.meet();
+    }
     for (const Batch &batch : batches_) {
         if (call_.m > 1) {
             gather(batch, thread);
             pool_.meet();
         }
         multiply(batch, false, thread);
-        pool_.meet();
+        Warmer warmer = this->warmer(batch, thread);
+        pool_.meet(warmer);
+        if (thread == 0)
+            taken_[false] = 0;
         activate(batch, thread);
-        pool_.meet();
+        pool_.meet(warmer);
         multiply(batch, true, thread);
         pool_.meet();
+        if (thread == 0)
+            taken_[true] = 0;
         add(batch, thread);
     }
 }
 
-void Moe::quantize_tokens(int thread) {
+void Moe::quantize_tokens(int64_t first, int64_t last) {
     const krasis_job job{&call_.experts.w13, call_.x, call_.m, call_.ldx, call_.experts.hidden, nullptr, 0, 0};
-    const Share share(static_cast<double>(call_.m), thread, pool_.threads());
-    share.of(0, 1, call_.m, [&](int64_t first, int64_t last) {
-        kernels_.prepare[job.matrix->codec]({job, tokens_, nullptr}, first, last);
-        for (int64_t token = first; token < last; token++)
-            std::memset(call_.y + token * call_.ldy, 0, call_.experts.hidden * sizeof(float));
-    });
+    kernels_.prepare[job.matrix->codec]({job, tokens_, nullptr}, first, last);
+    for (int64_t token = first; token < last; token++)
+        std::memset(call_.y + token * call_.ldy, 0, call_.experts.hidden * sizeof(float));
 }
 
 void Moe::gather(const Batch &batch, int thread) {
@@ -129,29 +136,61 @@ void Moe::gather(const Batch &batch, int thread) {
     });
 }
 
-void Moe::multiply(const Batch &batch, bool down, int thread) {
-    const krasis_experts &experts = call_.experts;
-    const krasis_matrix &first = down ? experts.w2 : experts.w13;
-    const int64_t units = units_of(first, down ? experts.hidden : first.n);
-    const auto cost = [&](const Run &run) { return kReadTokens + static_cast<double>(run.slots); };
-    double total = 0, base = 0;
-    for (size_t r = batch.first_run; r < batch.last_run; r++)
-        total += cost(runs_[r]) * units;
-    const Share share(total, thread, pool_.threads());
+// Calls action(part) for what of a product belongs to a share.
+template <class Action>
+void Moe::parts(const Batch &batch, bool down, const Share &share, const Action &action) const {
+    const krasis_matrix &first = down ? call_.experts.w2 : call_.experts.w13;
+    const int64_t units = units_of(first, down ? call_.experts.hidden : first.n);
+    double base = 0;
     for (size_t r = batch.first_run; r < batch.last_run; r++) {
         const Run &run = runs_[r];
         const Kernel kernel(kernels_, first, run.slots);
-        share.of(base, cost(run), units, kernel, [&](int64_t begin, int64_t end) {
-            const krasis_matrix matrix = of_expert(first, run.expert * experts.stride);
-            const int64_t slot = run.first - batch.first_slot;
-            const bool one_token = !down && call_.m == 1;
-            float *y = (down ? out_ : gate_up_) + slot * matrix.n;
-            const krasis_job job{&matrix, nullptr, run.slots, 0, matrix.k, y, matrix.n, matrix.n};
-            const Activations activations = from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot);
-            kernel.multiply({job, activations, panels_of(thread)}, begin, end);
+        share.of(base, run.cost(), units, kernel, [&](int64_t begin, int64_t end) {
+            action(Part{run, of_expert(first, run.expert * call_.experts.stride), kernel, begin, end});
         });
-        base += cost(run) * units;
+        base += run.cost() * units;
     }
+}
+
+Shares Moe::shares(const Batch &batch, bool down, int thread) {
+    const krasis_matrix &first = down ? call_.experts.w2 : call_.experts.w13;
+    double cost = 0;
+    for (size_t r = batch.first_run; r < batch.last_run; r++)
+        cost += runs_[r].cost();
+    return {cost * units_of(first, down ? call_.experts.hidden : first.n), thread, pool_.threads(), taken_[down]};
+}
+
+// For what a thread will multiply down first.
+Warmer Moe::warmer(const Batch &batch, int thread) {
+    std::optional<Warmer> warmer;
+    parts(batch, true, shares(batch, true, thread).own, [&](const Part &part) {
+        if (!warmer)
+            warmer.emplace(Place(part.matrix, part.begin, part.end));
+    });
+    return warmer.value_or(Warmer());
+}
+
+void Moe::multiply(const Batch &batch, bool down, int thread) {
+    std::optional<Part> held; // until it is known what comes next
+    const auto multiply_held = [&](Next next) {
+        if (!held)
+            return;
+        const krasis_matrix &matrix = held->matrix;
+        const int64_t slots = held->run.slots, slot = held->run.first - batch.first_slot;
+        const bool one_token = !down && call_.m == 1;
+        float *y = (down ? out_ : gate_up_) + slot * matrix.n;
+        const krasis_job job{&matrix, nullptr, slots, 0, matrix.k, y, matrix.n, matrix.n};
+        const Activations activations = from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot);
+        held->kernel.multiply({job, activations, panels_of(thread), next}, held->begin, held->end);
+    };
+    shares(batch, down, thread).each([&](const Share &share) {
+        parts(batch, down, share, [&](const Part &part) {
+            const Place place(part.matrix, part.begin, part.end);
+            multiply_held({place.codes, place.scales});
+            held.emplace(part);
+        });
+    });
+    multiply_held({});
 }
 
 void Moe::activate(const Batch &batch, int thread) {

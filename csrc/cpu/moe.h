@@ -1,11 +1,14 @@
 // A mixture of experts in one wake of the pool: every expert is read once, for all tokens that chose it.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
+#include "ahead.h"
 #include "kernels.h"
 #include "pool.h"
 #include "scratch.h"
+#include "share.h"
 
 namespace krasis {
 
@@ -38,6 +41,17 @@ private:
     // Neighbouring slots of one expert.
     struct Run {
         int64_t expert, first, slots;
+
+        // Of a unit, in tokens: reading weights takes as long as multiplying them with about four.
+        double cost() const { return 4 + static_cast<double>(slots); }
+    };
+
+    // Units [begin, end) of an expert's matrix.
+    struct Part {
+        const Run &run;
+        krasis_matrix matrix;
+        Kernel kernel;
+        int64_t begin, end;
     };
 
     // Runs [first_run, last_run), whose products are held at once.
@@ -46,12 +60,17 @@ private:
         int64_t first_slot, last_slot;
     };
 
+    unsigned char *panels_of(int thread) { return panels_ + thread * panel_bytes_; }
     void sort();
     void plan();
     void place();
     void work(int thread);
-    void quantize_tokens(int thread);
+    void quantize_tokens(int64_t first, int64_t last);
     void gather(const Batch &batch, int thread);
+    template <class Action>
+    void parts(const Batch &batch, bool down, const Share &share, const Action &action) const;
+    Shares shares(const Batch &batch, bool down, int thread);
+    Warmer warmer(const Batch &batch, int thread);
     void multiply(const Batch &batch, bool down, int thread);
     void activate(const Batch &batch, int thread);
     void add(const Batch &batch, int thread);
@@ -63,8 +82,7 @@ private:
     std::vector<Slot> slots_;
     std::vector<Run> runs_;
     std::vector<Batch> batches_;
-    unsigned char *panels_of(int thread) { return panels_ + thread * panel_bytes_; }
-
+    std::atomic<int> taken_[2]{}; // see Shares, of the products up and down
     Scratch scratch_;
     unsigned char *panels_;
     int64_t panel_bytes_; // of a thread

@@ -22,8 +22,9 @@ void pause() {
 #endif
 }
 
-// Returns once `value` is no longer `old`: spins first, sleeps then.
-void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
+} // namespace
+
+void Pool::wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     do {
         for (int i = 0; i < kPauses; i++) {
@@ -34,8 +35,6 @@ void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
     } while (std::chrono::steady_clock::now() < until);
     value.wait(old, std::memory_order_acquire);
 }
-
-} // namespace
 
 Pool::Pool(int threads) : threads_(threads) {
     try {
@@ -77,10 +76,8 @@ void Pool::run(Task task, void *context) {
         wait_for_change(busy_, left);
 }
 
-void Pool::meet() {
-    const uint32_t meeting = meetings_.load(std::memory_order_relaxed);
-    if (met_.fetch_add(1, std::memory_order_acq_rel) + 1 < static_cast<uint32_t>(threads_))
-        return wait_for_change(meetings_, meeting);
+// Lets go all who meet.
+void Pool::open() {
     met_.store(0, std::memory_order_relaxed);
     meetings_.fetch_add(1, std::memory_order_release);
     meetings_.notify_all();

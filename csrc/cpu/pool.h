@@ -27,10 +27,23 @@ public:
     // at a time.
     void run(Task task, void *context);
 
-    // Within a task, called by every thread: returns once all have come.
-    void meet();
+    // Within a task, called by every thread: returns once all have come. Those who wait call idle() until it is false.
+    template <class Idle> void meet(Idle &&idle) {
+        const uint32_t meeting = meetings_.load(std::memory_order_relaxed);
+        if (met_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(threads_))
+            return open();
+        while (meetings_.load(std::memory_order_acquire) == meeting && idle())
+            continue;
+        wait_for_change(meetings_, meeting);
+    }
+    void meet() {
+        meet([] { return false; });
+    }
 
 private:
+    // Returns once `value` is no longer `old`: spins first, sleeps then.
+    static void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old);
+    void open();
     void work(int thread);
     void stop();
 

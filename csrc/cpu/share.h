@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -28,7 +29,8 @@ struct Kernel {
         const Kernels::Multiply many = kernels.multiply_many[matrix.codec][matrix.layout];
         const bool use = m >= kMany && many;
         multiply = use ? many : kernels.multiply[matrix.codec][matrix.layout];
-        units = use ? kPanelUnits : 1;
+        // Less than a tile of `marlin` would leave short runs of memory.
+        units = use || matrix.layout == KRASIS_LAYOUT_MARLIN ? kPanelUnits : 1;
     }
 };
 
@@ -45,12 +47,13 @@ inline double unit_cost(const krasis_matrix &matrix, int64_t m) {
     return kUnitBytesPerK[matrix.codec] * matrix.k * static_cast<double>(m);
 }
 
-// The part of a row of equal pieces, laid end to end over all steps, that belongs to one thread.
+// A part of a row of equal pieces, laid end to end over all steps.
 struct Share {
     double begin, end;
 
-    Share(double total, int thread, int threads)
-        : begin(total * thread / threads), end(total * (thread + 1) / threads) {}
+    Share(double begin, double end) : begin(begin), end(end) {}
+    // Of one thread, where all have as much.
+    Share(double total, int thread, int threads) : Share(total * thread / threads, total * (thread + 1) / threads) {}
 
     // Calls action(first, last) for the share's pieces of `count` that begin at `base`. A piece belongs to the share
     // in which it begins, so shares cover every piece once.
@@ -72,6 +75,37 @@ private:
     static int64_t index(double offset, double piece, int64_t count) {
         return static_cast<int64_t>(std::ceil(std::clamp(offset / piece, 0.0, static_cast<double>(count))));
     }
+};
+
+// A thread's share of most of the work, then pieces of the rest, which go to whoever comes first: threads are never
+// equally fast.
+class Shares {
+public:
+    // `taken` counts the pieces of all threads, from zero.
+    Shares(double total, int thread, int threads, std::atomic<int> &taken)
+        : total_(total), pieces_(threads > 1 ? kPieces * threads : 0), taken_(taken),
+          own(thread ? most() * thread / threads : 0, thread + 1 < threads ? most() * (thread + 1) / threads : most()) {}
+
+    template <class Action> void each(const Action &action) const {
+        action(own);
+        for (int i; (i = taken_.fetch_add(1, std::memory_order_relaxed)) < pieces_;)
+            action(Share(border(i), border(i + 1)));
+    }
+
+private:
+    static constexpr double kRest = 0.25;
+    static constexpr int kPieces = 4; // a thread
+
+    // What borders is computed alike on both sides: nothing is done twice or left out.
+    double most() const { return pieces_ ? border(0) : total_; }
+    double border(int piece) const { return total_ * (1 - kRest * (pieces_ - piece) / pieces_); }
+
+    double total_;
+    int pieces_;
+    std::atomic<int> &taken_;
+
+public:
+    const Share own;
 };
 
 } // namespace krasis

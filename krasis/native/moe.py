@@ -1,6 +1,7 @@
 """The routed experts of a layer, run by native kernels in one wake of the pool."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,26 +103,37 @@ class NativeExperts:
         The result is the same bit for bit on every instruction set, in every layout, with every number of threads and
         tokens. Raises InputError for other tensors and for ids that are no expert's.
         """
-        m, chosen = ids.shape
-        if x.shape != (m, self._shape.hidden) or weights.shape != ids.shape:
-            found = f"x {tuple(x.shape)}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}"
-            raise InputError(found, expected=f"[m, {self._shape.hidden}], [m, chosen], [m, chosen]")
-        if x.dtype != torch.float32 or ids.dtype != torch.int64 or weights.dtype != torch.float32:
-            raise InputError(f"{x.dtype}, {ids.dtype}, {weights.dtype}", expected="float32, int64, float32")
         x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
         y = torch.empty_like(x)
-        status = self._run(
-            self._pool.handle,
-            self._address,
-            x.data_ptr(),
-            m,
-            self._shape.hidden,
-            ids.data_ptr(),
-            weights.data_ptr(),
-            chosen,
-            y.data_ptr(),
-            self._shape.hidden,
-        )
-        if status:
-            raise self._pool.error(status, f"{m} tokens, {chosen} of {self._shape.count} experts each")
+        self._call(self._arguments(x, ids, weights, y))
         return y
+
+    def bind(self, x: Tensor, ids: Tensor, weights: Tensor, y: Tensor) -> Callable[[], None]:
+        """The same on contiguous tensors that are used again: each call reads what they then hold, and writes y.
+
+        They are checked here, once, so that a call costs little before it reaches the kernel.
+        """
+        arguments, tensors = self._arguments(x, ids, weights, y), (x, ids, weights, y)
+
+        def call(_kept: tuple[Tensor, ...] = tensors) -> None:
+            self._call(arguments)
+
+        return call
+
+    def _call(self, arguments: tuple[int, ...]) -> None:
+        if status := self._run(self._pool.handle, self._address, *arguments):
+            raise self._pool.error(status, f"{arguments[1]} tokens, {arguments[5]} of {self._shape.count} experts each")
+
+    def _arguments(self, x: Tensor, ids: Tensor, weights: Tensor, y: Tensor) -> tuple[int, ...]:
+        """Those of krasis_moe, from x on."""
+        (m, chosen), hidden = ids.shape, self._shape.hidden
+        if x.shape != (m, hidden) or weights.shape != ids.shape or y.shape != x.shape:
+            found = f"x {tuple(x.shape)}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, y {tuple(y.shape)}"
+            raise InputError(found, expected=f"[m, {hidden}], [m, chosen], [m, chosen], [m, {hidden}]")
+        dtypes = x.dtype, ids.dtype, weights.dtype, y.dtype
+        if dtypes != (torch.float32, torch.int64, torch.float32, torch.float32):
+            raise InputError(", ".join(map(str, dtypes)), expected="float32, int64, float32, float32")
+        if not (x.is_contiguous() and ids.is_contiguous() and weights.is_contiguous() and y.is_contiguous()):
+            raise InputError("a tensor with gaps", expected="contiguous tensors")
+        x_at, ids_at, weights_at, y_at = x.data_ptr(), ids.data_ptr(), weights.data_ptr(), y.data_ptr()
+        return x_at, m, hidden, ids_at, weights_at, chosen, y_at, hidden
