@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import hypothesis
 import msgspec
 import pytest
 
@@ -15,6 +16,9 @@ from krasis.runtime.engine import Engine
 from krasis.runtime.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 FAMILIES = sorted(path.name for path in (EXAMPLES / "models").iterdir())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from krasis import layout
@@ -77,7 +77,6 @@ def test_layouts_are_found_by_name():
 
 @every_layout
 @every_bits
-@settings(deadline=None)
 @given(sizes, sizes, st.booleans(), st.integers(0, 2**32))
 def test_unpack_inverts_pack(order, bits, tall, wide, deep, seed):
     k, n = (128 * tall, 64 * wide) if deep else (64 * tall, 128 * wide)
@@ -90,7 +89,6 @@ def test_unpack_inverts_pack(order, bits, tall, wide, deep, seed):
 
 
 @every_layout
-@settings(deadline=None)
 @given(sizes, sizes, st.sampled_from([32, 64, 128, -1]), st.sampled_from(SCALES), st.integers(0, 99))
 def test_unpack_scales_inverts_pack_scales(order, tall, wide, group_size, dtype, seed):
     k, n = 128 * tall, 64 * wide
@@ -210,7 +208,6 @@ def test_padding_is_refused_for_what_has_no_padded_shape(order):
 
 
 @every_layout
-@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 500), st.sampled_from([32, 64, 128, -1]))
 def test_padded_shapes_can_be_packed(order, k, n, group_size):
     padded_k, padded_n = order.padded_shape(k, n, group_size)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -121,7 +121,6 @@ def is_valid(k, n, group_size):
     return tiled and (group_size == -1 or k % group_size == 0)
 
 
-@settings(deadline=None)
 @given(sizes, sizes, group_sizes)
 def test_padded_shape_is_valid_at_or_above_and_stays(k, n, group_size):
     padded = marlin.padded_shape(k, n, group_size)
@@ -131,7 +130,6 @@ def test_padded_shape_is_valid_at_or_above_and_stays(k, n, group_size):
     assert marlin.padded_shape(*padded, group_size) == padded
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), group_sizes)
 def test_padded_shape_is_the_smallest(k, n, group_size):
     valid = [

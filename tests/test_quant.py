@@ -81,7 +81,7 @@ def test_int4_is_the_plain_search(n, k, group_size):
             assert found.codes[ks, row].tolist() == codes.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-9, 9), min_size=8, max_size=8).filter(any), st.integers(-40, 40))
 def test_int4_is_the_plain_search_where_candidates_tie(whole, exponent):
     # Few distinct values make many candidates equal; powers of two keep their errors so.
@@ -163,7 +163,7 @@ def test_int8_error_is_that_of_uniform_rounding(group_size):
     assert error == pytest.approx(expected, rel=0.015)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.sampled_from([8, 32, 128]), st.integers(-95, 100), st.integers(0, 999))
 def test_int8_is_within_half_a_step(n, group_size, exponent, seed):
     weight = gaussian(n, 2 * group_size, seed) * 2.0**exponent
@@ -229,7 +229,7 @@ def test_mxfp4_is_the_plain_search():
             assert found.codes[ks, row].tolist() == codes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-63, 63), min_size=32, max_size=32).filter(any), st.integers(-40, 40))
 def test_mxfp4_is_the_plain_search_where_codes_and_exponents_tie(whole, exponent):
     weight = torch.tensor([whole]).float() * 2.0**exponent

@@ -41,7 +41,7 @@ def convert(
         Path | None, typer.Option(metavar="FILE", help="Importance matrix that profile-heat wrote.")
     ] = None,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
-    layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
+    layouts: Annotated[str, typer.Option(help="Byte orders to write: marlin, cpu, or both.")] = "marlin",
     jobs: JobsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing pack.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,

@@ -26,7 +26,7 @@ def synth(
     ] = "auto",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 128,
     dense_bits: Annotated[int, typer.Option(help="Bits of attention, dense MLP and lm_head: 8 or 16.")] = 8,
-    layouts: Annotated[str, typer.Option(help="Byte orders to write.")] = "marlin,cpu",
+    layouts: Annotated[str, typer.Option(help="Byte orders to write: marlin, cpu, or both.")] = "marlin",
     layers: Annotated[int | None, typer.Option(help="Make the first N layers alone.")] = None,
     vocab: Annotated[int | None, typer.Option(help="Make a vocabulary of N tokens.")] = None,
     skew: Annotated[

@@ -182,7 +182,7 @@ sizes = st.integers(1, 300)
 seeds = st.integers(0, 1 << 30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=sizes, k=sizes, seed=seeds, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_fp8_decodes_like_the_loop(n, k, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
@@ -195,7 +195,7 @@ def test_fp8_decodes_like_the_loop(n, k, seed, dtype):
     assert torch.equal(found, encoded.from_fp8(codes, scales))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 40), words=st.integers(1, 40), seed=seeds)
 def test_packed_words_decode_like_bits(n, words, seed):
     numbers = torch.randint(-8, 8, (n, 8 * words), generator=torch.Generator().manual_seed(seed))
@@ -209,7 +209,7 @@ def test_the_first_number_of_a_word_is_in_its_lowest_bits():
     assert compressed_tensors.decode(words).tolist() == [[*range(8), *[15] * 8]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 40), groups=st.integers(1, 8), seed=seeds)
 def test_mxfp4_decodes_like_the_table(n, groups, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -153,7 +153,7 @@ def test_what_finished_files_used_is_not_fetched_again(discard, hub, store, conv
 
 def test_a_kill_and_cut_connections(hub, checkpoint, local, cache, tmp_path):
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    options = ["--group-size", "32", "--jobs", "2", "--json", "--discard-source"]
+    options = ["--group-size", "32", "--layouts", "marlin,cpu", "--jobs", "2", "--json", "--discard-source"]
     command = [sys.executable, "-m", "krasis", "convert", MODEL, str(tmp_path / "pack"), *options]
     hub.delay_s = 0.05
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

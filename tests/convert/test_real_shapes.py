@@ -129,7 +129,7 @@ def check_products(spec, arrays_of, backend):
     assert (first - exact).norm() < 0.01 * exact.norm()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hidden=st.integers(1, 200),
     size=st.integers(1, 200),

@@ -61,7 +61,7 @@ def test_runs_are_what_is_used(uses):
     assert sorted(spread) == sorted((shard, work) for work, use in enumerate(uses) for shard in use)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(uses, st.integers(0, 3))
 def test_shards_on_disk_are_those_in_use_and_few_more(uses, lag):
     """Pieces of work end `lag` pieces later, unless they must make room."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 from krasis.models.blocks.causal_conv import causal_conv
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     width=st.integers(1, 5),

@@ -40,7 +40,7 @@ def assert_near(found, exact):
         assert (a - b).abs().max() <= TOLERANCE * max(1, b.abs().max())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     tokens=st.integers(1, 200),
     key_heads=st.integers(1, 3),
@@ -57,7 +57,7 @@ def test_both_forms_match_float64(tokens, key_heads, shared, dk, dv, fade, seed)
         assert_near(run(form, inputs), exact)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, 200), max_size=5), seed=st.integers(0, 1 << 30))
 def test_a_sequence_may_be_cut_anywhere(cuts, seed):
     *inputs, state = drawn(200, seed=seed)
