@@ -92,7 +92,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def write_pack(checkpoint: Path, pack: Path, bits: int, group: int, jobs: int) -> None:
-    settings = Settings(expert_bits=bits, dense_bits=8, group_size=group, layouts=("cpu",))
+    settings = Settings(expert_bits=bits, dense_bits=8, group_size=group, layouts=("marlin",))
     UniformConversion(checkpoint, settings).run(pack, Silent(), jobs=jobs)
 
 
