@@ -2,8 +2,7 @@
 
 import numpy as np
 
-Counts = dict[int, "np.ndarray"]
-"""Layer -> int64 [experts] of routed tokens."""
+from krasis.heat.routing import Counts
 
 
 def coverage(profile: Counts, workload: Counts, share: float) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 from krasis import __version__
 from krasis.errors import InputError
 from krasis.heat import imatrix
-from krasis.heat.coverage import Counts, coverage
+from krasis.heat.coverage import coverage
+from krasis.heat.routing import Counts
 from krasis.pack.manifest import Origin
 from krasis.pack.reader import Pack
 from krasis.runtime.engine import Engine
