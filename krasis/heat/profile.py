@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
+import numpy as np
 import zstandard
 from msgspec import Meta
 
 from krasis.errors import InputError, UsageError
+from krasis.heat.routing import Routing
 from krasis.pack import strict_json
 from krasis.pack.disk import disk_errors, write_synced
 from krasis.pack.manifest import Origin, Printable, Sha256, Size
@@ -45,6 +47,11 @@ class HeatProfile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("layers are not in ascending order")
         if any(max(layer.counts) > self.tokens for layer in self.layers):
             raise ValueError("an expert has more tokens than the profile")
+
+    def routing(self) -> Routing:
+        """All that was counted."""
+        counts = {layer.layer: np.array(layer.counts, np.int64) for layer in self.layers}
+        return Routing(self.tokens, counts, {layer: np.zeros(len(found)) for layer, found in counts.items()})
 
     def encode(self) -> bytes:
         return zstandard.compress(msgspec.json.encode(self))
