@@ -30,10 +30,6 @@ void activate(const krasis_experts &experts, int64_t expert, const float *gate_u
     const int group = experts.w2.group_size;
     const void *bias = experts.b13 ? (const char *)experts.b13 + expert * experts.stride : nullptr;
     for (int64_t g = first; g < last; g++) {
-        for (int64_t i = (g + 1) * group; i < (g + 2) * group && i < half; i += kUnit) { // another core wrote them
-            Isa::prefetch(gate_up + i);
-            Isa::prefetch(gate_up + half + i);
-        }
         float values[kMaxGroup] = {};
         for (int64_t i = g * group, j = 0; j < group && i < experts.size; i += kUnit, j += kUnit) {
             auto gate = Isa::load_floats(gate_up + i), up = Isa::load_floats(gate_up + half + i);

@@ -59,7 +59,7 @@ constexpr int kTiles = 4;
 template <class Isa, class Codec> struct Interleaved {
     const Work &work;
     int64_t unit;
-    int tiles;       // from `unit` on, at most kTiles
+    int tiles; // from `unit` on, at most kTiles
     Next next; // tiles
 
     template <int T> void run(int64_t token) const {
