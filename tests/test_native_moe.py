@@ -170,6 +170,21 @@ def test_experts(codec: str, group: int, layout: str, isa: str) -> None:
         assert_same(found, expected[:m])
 
 
+@every_layout
+@pytest.mark.parametrize("threads", [2, 3, 6, 7, 11])
+def test_threads_leave_no_column_out(threads: int, layout: str) -> None:
+    """A share and the pieces after it end where others begin, for numbers of threads that no float divides by."""
+    layer = random_layer(17, "int8", 128, hidden=640, size=320, experts=9)
+    ids, weights = random_routes(17, 4, experts=9, chosen=7)
+    x = random_x(np.random.default_rng(18), 4, layer.hidden)
+    many, one = (layer.native(pool(count, ISAS[-1]), layout) for count in (threads, 1))
+    for m in (1, 4):
+        expected = run(one, x[:m], ids[:m], weights[:m])
+        for _ in range(5):
+            assert torch.equal(run(many, x[:m], ids[:m], weights[:m]), expected)
+            run(many, -x[:m], ids[:m], weights[:m])  # so that no old result is right
+
+
 @every_isa
 @every_layout
 @pytest.mark.parametrize("activation", [NativeActivation(), CLAMPED], ids=lambda a: a.name)
@@ -220,6 +235,23 @@ def test_layouts_are_alike_whatever_the_order_of_experts() -> None:
     found = [run(layer.native(pool(2, ISAS[-1]), layout), x, ids, weights) for layout in LAYOUTS]
     found.append(run(layer.native(pool(2, ISAS[-1]), "cpu"), x, *turned))
     assert all(torch.equal(other, found[0]) for other in found)
+
+
+def test_a_bound_call_reads_what_its_tensors_hold() -> None:
+    layer = random_layer(19, "int4", 64, hidden=128, size=128)
+    experts = layer.native(pool(2, ISAS[-1]), "marlin")
+    x, ids, weights = torch.randn(2, 128), torch.tensor([[0, 3], [4, 1]]), torch.rand(2, 2)
+    y = torch.empty_like(x)
+    call = experts.bind(x, ids, weights, y)
+    for chosen in ([[0, 3], [4, 1]], [[2, 1], [0, 4]]):
+        x.normal_()
+        ids.copy_(torch.tensor(chosen))
+        call()
+        assert torch.equal(y, experts(x, ids, weights))
+    with pytest.raises(InputError, match="gaps"):
+        experts.bind(x, ids.T, weights, y)
+    with pytest.raises(InputError, match=r"y \(1, 128\)"):
+        experts.bind(x, ids, weights, y[:1])
 
 
 def test_refusals() -> None:
