@@ -20,8 +20,9 @@ def routing(choices):
     weights = {layer: np.zeros(8) for layer in choices[0]}
     for window in choices:
         for layer, ids in window.items():
-            np.add.at(counts[layer], ids, 1)
-            np.add.at(weights[layer], ids, [0.75, 0.25])
+            first, second = (np.bincount(choice, minlength=8) for choice in ids.T)
+            counts[layer] += first + second
+            weights[layer] += 0.75 * first + 0.25 * second
     return Routing(sum(len(window[min(window)]) for window in choices), counts, weights)
 
 
