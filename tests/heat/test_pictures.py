@@ -18,7 +18,8 @@ def domains(count):
     for i in range(count):
         rng = np.random.default_rng(i)
         trace = [{1: rng.permuted(np.tile(np.arange(6), (20, 1)), axis=1)[:, :2], 3: rng.integers(0, 3, (20, 1))}]
-        counts = {layer: np.bincount(ids.ravel(), minlength=n) for (layer, ids), n in zip(trace[0].items(), (6, 4))}
+        sizes = zip(trace[0].items(), (6, 4), strict=True)
+        counts = {layer: np.bincount(ids.ravel(), minlength=n) for (layer, ids), n in sizes}
         routing = Routing(20, counts, {layer: n / 2 for layer, n in counts.items()})
         found.append(Domain(f"text $_{i}$ <b>", routing, routing, trace))
     return found
