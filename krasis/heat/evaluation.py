@@ -130,7 +130,8 @@ class _Pool:
 def evaluate(domains: Sequence[Domain], expert_bytes: dict[int, int], shares: Sequence[float] = SHARES) -> Evaluation:
     """Score the profile of all domains on each and on all, one after the other; and each domain's profile on each.
 
-    `expert_bytes`: layer -> bytes of one of its experts. Raises InputError where a domain routed nothing.
+    `expert_bytes`: layer -> bytes of one of its experts. Raises InputError where a domain routed nothing, or traced
+    nothing.
     """
     for domain in domains:
         if not domain.profile.tokens or not domain.held_out.tokens:
@@ -170,12 +171,12 @@ def _join(domains: Sequence[Domain]) -> Domain:
 
 def _scored(pool: _Pool, source: Domain, text: Domain) -> Scored:
     cold: dict[str, Cache] = {"lru": Lru(len(pool.sizes), pool.slots), "lfu": Lfu(len(pool.sizes), pool.slots)}
-    replays = _replays(pool, cold | _seeded(pool, source.profile), text.trace)
+    replays = _replays(pool, cold | _seeded(pool, source.profile), text)
     return Scored(source.name, text.name, text.held_out.tokens, _at_shares(pool, source, text, replays))
 
 
 def _transfer(pool: _Pool, source: Domain, text: Domain) -> Transfer:
-    replays = _replays(pool, _seeded(pool, source.profile), text.trace)
+    replays = _replays(pool, _seeded(pool, source.profile), text)
     at = _at_shares(pool, source, text, replays)
     foreign = source.name != text.name
     regained = tuple(
@@ -211,15 +212,17 @@ class _Replay:
         return Score(float(rates.mean()), None, float(self.loaded[size] / len(rates)))
 
 
-def _replays(pool: _Pool, caches: dict[str, Cache], trace: Iterable[Choices]) -> dict[str, _Replay]:
+def _replays(pool: _Pool, caches: dict[str, Cache], text: Domain) -> dict[str, _Replay]:
     rates: dict[str, list[NDArray[np.float64]]] = {name: [] for name in caches}
     loaded = {name: np.zeros(len(pool.slots)) for name in caches}
-    for choices in trace:
+    for choices in text.trace:
         keys = pool.keys(choices)
         for name, cache in caches.items():
             hits = cache.replay(keys)
             rates[name].append(hits.mean(axis=2))
             loaded[name] += (~hits * pool.sizes[keys]).sum(axis=(1, 2))
+    if not all(rates.values()):
+        raise InputError("no decode trace to evaluate a heat profile on", where=text.name)
     return {name: _Replay(np.concatenate(rates[name], axis=1), loaded[name]) for name in caches}
 
 

@@ -6,6 +6,11 @@ const COLOURS = {
   profile: "profile", oracle: "oracle", uniform: "uniform",
   lru: "lru", seeded_lru: "lru", lfu: "lfu", seeded_lfu: "lfu", tail: "tail",
 };
+const SHORT = {
+  profile: "profile", oracle: "oracle", uniform: "uniform", lru: "LRU", lfu: "LFU", seeded_lru: "seeded LRU",
+  seeded_lfu: "seeded LFU", tail: "recency tail",
+};
+const SEEDED = ["seeded_lru", "seeded_lfu", "tail"];
 const FIXED = ["oracle", "profile", "uniform"];
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116],
   [195, 179, 105], [225, 204, 85], [254, 232, 56]];
@@ -78,7 +83,7 @@ function el(tag, attributes = {}, ...children) {
 function table(caption, head, rows) {
   const cell = (value, i) => value instanceof Node ? value : i ? el("td", {}, value) : el("th", { scope: "row" }, value);
   return el("table", {}, el("caption", {}, caption),
-    el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, ...head.map((name) => name instanceof Node ? name : el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell)))));
 }
 
@@ -92,7 +97,7 @@ function swatch(name) {
 function showSummary() {
   const scored = scoredOf[state.text], at = scored.shares[state.share], found = at.policies;
   const size = at.slots * evaluation.slot_bytes;
-  const best = Object.keys(found).filter((name) => found[name].weight === null)
+  const best = Object.keys(found).filter((name) => !FIXED.includes(name))
     .reduce((a, b) => found[a].pairs >= found[b].pairs ? a : b);
   const name = several && state.text ? `held-out text of ${texts[state.text].name}` : "text it never saw";
   $("summary").replaceChildren(
@@ -115,15 +120,15 @@ function worstTransfer() {
   const worst = foreign.reduce((a, b) => kept(a) <= kept(b) ? a : b);
   const found = worst.shares[state.share].policies, won = worst.regained[state.share];
   const chance = found.profile.pairs < found.uniform.pairs ? ", fewer than any experts would" : "";
-  const caches = ["seeded_lru", "seeded_lfu", "tail"].map((name) => {
+  const caches = SEEDED.map((name) => {
     const { half, most } = won[name];
     const words = half === null ? "never wins back half of the gap"
       : `wins back half of the gap within ${plural(half, "token")} and 90% ${most === null ? "never" : `within ${count(most)}`}`;
-    return `${policies[name]}, hits ${percent(found[name].pairs)} and ${words}`;
+    return `A ${SHORT[name]} hits ${percent(found[name].pairs)} and ${words}.`;
   });
   return [el("p", {}, `At worst, profiled on ${worst.profile} and used on ${worst.text}, it hits `,
     el("strong", {}, percent(found.profile.pairs)), `${chance}, where the oracle hits ${percent(found.oracle.pairs)}. `,
-    `An ${caches[0]}. An ${caches[1]}. A ${caches[2]}.`)];
+    caches.join(" "))];
 }
 
 /* Policies at the chosen share */
@@ -142,12 +147,14 @@ function showPolicies() {
 
 /* Coverage curves */
 
-const BOX = { width: 860, height: 400, left: 52, right: 14, top: 12, bottom: 44 };
+const BOX = { width: 860, height: 400, left: 52, right: 26, top: 12, bottom: 44 };
 const toX = (share) => BOX.left + share * (BOX.width - BOX.left - BOX.right);
 const toY = (hits) => BOX.height - BOX.bottom - hits * (BOX.height - BOX.top - BOX.bottom);
 let curves = {};
 
 function showCurves() {
+  // In its own pixels, so that its words stay readable on a narrow page.
+  BOX.width = Math.max(320, $("curves").clientWidth);
   const text = texts[state.text];
   const straight = Array.from({ length: evaluation.experts + 1 }, (_, i) => i / evaluation.experts);
   curves = {
@@ -303,19 +310,19 @@ function showTransfers() {
     ]));
   const won = (tokens) => tokens === null ? "never" : count(tokens);
   const rows = evaluation.transfers.filter((t) => t.profile !== t.text).flatMap((t) =>
-    ["seeded_lru", "seeded_lfu", "tail"].map((name) => {
+    SEEDED.map((name) => {
       const { half, most } = t.regained[state.share][name];
-      return [`${t.profile} on ${t.text}`, el("td", { class: "words" }, swatch(name), policies[name]), percent(at(t).profile.pairs),
+      return [`${t.profile} on ${t.text}`, el("td", { class: "words" }, swatch(name), SHORT[name]), percent(at(t).profile.pairs),
         percent(at(t)[name].pairs), percent(at(t).oracle.pairs), won(half), won(most)];
     }));
   $("regained").replaceChildren(table(
-    `What a cache that starts as the foreign profile wins back: tokens until its hits over ${evaluation.window} tokens reach that part of the way to the oracle`,
-    ["Profile on text", "Cache", "Fixed profile", "Cache, all tokens", "Oracle", "Half after", "90% after"], rows));
+    `What a cache that starts as the foreign profile wins back: tokens until its hits, over ${evaluation.window} at a time, are that far from the fixed profile's to the oracle's`,
+    ["Profile on text", el("th", { scope: "col", class: "words" }, "Cache"), "Fixed profile", "Cache, all tokens", "Oracle", "Half after", "90% after"], rows));
 }
 
 function showShares() {
   const scored = scoredOf[state.text];
-  const head = ["Resident", "Slots", ...Object.keys(policies).map((name) => name.replace("_", " "))];
+  const head = ["Resident", "Slots", ...Object.keys(policies).map((name) => SHORT[name])];
   const rows = (show) => scored.shares.map((at) =>
     [percent(at.share, 0), count(at.slots), ...Object.keys(policies).map((name) => show(at.policies[name]))]);
   $("shares").replaceChildren(
@@ -328,7 +335,7 @@ function showShares() {
 function showSubject() {
   $("model").textContent = subject.model;
   document.title = `Expert heat of ${subject.model}`;
-  $("corpus").replaceChildren(table("Texts", ["File", "Bytes", "SHA-256"],
+  $("corpus").replaceChildren(table("Texts", ["File", "Bytes", el("th", { scope: "col", class: "hash" }, "SHA-256")],
     subject.corpus.map((file) => [file.name, count(file.bytes), el("td", { class: "hash" }, file.sha256)])));
   const rows = { "Pack's root hash": subject.pack_root, "Made by": subject.tool,
     "All experts": `${count(evaluation.experts)} in ${plural(layers.length, "layer")}, ${bytes(evaluation.total_bytes)}; a slot is ${bytes(evaluation.slot_bytes)}`,
@@ -348,6 +355,7 @@ $("share").max = shares.length - 1;
 $("share").value = state.share;
 $("share").addEventListener("input", (event) => { state.share = Number(event.target.value); show(); });
 for (const id of ["sorted", "resident", "difference"]) $(id).addEventListener("change", showMap);
+addEventListener("resize", showCurves);
 listenToMap();
 showSubject();
 show();

@@ -136,3 +136,5 @@ def test_too_little_text_is_refused():
     with pytest.raises(InputError, match="too little text") as caught:
         evaluate([Domain("code", found.profile, empty, [])], BYTES)
     assert "code" in str(caught.value)
+    with pytest.raises(InputError, match="no decode trace"):
+        evaluate([Domain("code", found.profile, found.held_out, [])], BYTES)
