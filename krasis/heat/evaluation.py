@@ -1,5 +1,6 @@
 """What a heat profile is worth on text that it never saw, beside other ways to choose the resident experts."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from krasis.errors import InputError
+from krasis.errors import InputError, UsageError
 from krasis.heat.caches import HALF_LIFE, Cache, Keys, Lfu, Lru
 from krasis.heat.coverage import Ranking, curve, flat, ranking
 from krasis.heat.routing import Choices, Counts, Routing
@@ -46,6 +47,24 @@ class Domain:
     profile: Routing
     held_out: Routing
     trace: Iterable[Choices]
+
+
+class _Chain:
+    """Traces one after the other, as often as asked."""
+
+    def __init__(self, traces: Sequence[Iterable[Choices]]) -> None:
+        self._traces = traces
+
+    def __iter__(self) -> Iterator[Choices]:
+        return chain.from_iterable(self._traces)
+
+
+def join(domains: Sequence[Domain]) -> Domain:
+    """All of them as one, their texts one after the other."""
+    profile = reduce(add, [domain.profile for domain in domains])
+    held_out = reduce(add, [domain.held_out for domain in domains])
+    name = "all text" if len(domains) > 1 else domains[0].name
+    return Domain(name, profile, held_out, _Chain([domain.trace for domain in domains]))
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -131,13 +150,16 @@ def evaluate(domains: Sequence[Domain], expert_bytes: dict[int, int], shares: Se
     """Score the profile of all domains on each and on all, one after the other; and each domain's profile on each.
 
     `expert_bytes`: layer -> bytes of one of its experts. Raises InputError where a domain routed nothing, or traced
-    nothing.
+    nothing, UsageError where two have one name.
     """
+    names = Counter(domain.name for domain in domains)
     for domain in domains:
+        if names[domain.name] > 1:
+            raise UsageError("two texts have the same name", where=domain.name, hint="rename one of them")
         if not domain.profile.tokens or not domain.held_out.tokens:
             raise InputError("too little text to evaluate a heat profile", where=domain.name)
     pool = _Pool.of(domains[0].profile.counts, expert_bytes, shares)
-    every = _join(domains)
+    every = join(domains)
     several = len(domains) > 1
     scored = tuple(_scored(pool, every, domain) for domain in domains)
     return Evaluation(
@@ -152,23 +174,6 @@ def evaluate(domains: Sequence[Domain], expert_bytes: dict[int, int], shares: Se
     )
 
 
-class _Chain:
-    """Traces one after the other, as often as asked."""
-
-    def __init__(self, traces: Sequence[Iterable[Choices]]) -> None:
-        self._traces = traces
-
-    def __iter__(self) -> Iterator[Choices]:
-        return chain.from_iterable(self._traces)
-
-
-def _join(domains: Sequence[Domain]) -> Domain:
-    profile = reduce(add, [domain.profile for domain in domains])
-    held_out = reduce(add, [domain.held_out for domain in domains])
-    name = "all" if len(domains) > 1 else domains[0].name
-    return Domain(name, profile, held_out, _Chain([domain.trace for domain in domains]))
-
-
 def _scored(pool: _Pool, source: Domain, text: Domain) -> Scored:
     cold: dict[str, Cache] = {"lru": Lru(len(pool.sizes), pool.slots), "lfu": Lfu(len(pool.sizes), pool.slots)}
     replays = _replays(pool, cold | _seeded(pool, source.profile), text)
@@ -178,7 +183,7 @@ def _scored(pool: _Pool, source: Domain, text: Domain) -> Scored:
 def _transfer(pool: _Pool, source: Domain, text: Domain) -> Transfer:
     replays = _replays(pool, _seeded(pool, source.profile), text)
     at = _at_shares(pool, source, text, replays)
-    foreign = source.name != text.name
+    foreign = source is not text
     regained = tuple(
         {
             name: _regained(replay.hit_rates[i], found.policies["profile"].pairs, found.policies["oracle"].pairs)

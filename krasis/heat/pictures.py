@@ -2,8 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krasis.errors import UsageError
-from krasis.heat.coverage import curve, flat
-from krasis.heat.evaluation import Domain, Evaluation
+from krasis.heat.coverage import curve, flat, ranking
+from krasis.heat.evaluation import Domain, Evaluation, join
 from krasis.heat.routing import Counts
 from krasis.pack.disk import write_synced
 
@@ -57,9 +55,10 @@ def plot(path: Path, domains: Sequence[Domain], evaluation: Evaluation) -> None:
     rows = -(-len(domains) // ROW) if len(domains) > 1 else 0
     figure = Figure(figsize=(14, 11 + 4 * rows), dpi=110, layout="constrained")
     parts: Any = figure.subfigures(2 + bool(rows), 1, height_ratios=[5, 6, *([4 * rows] if rows else [])])
-    counts = reduce(add, [domain.profile for domain in domains]).counts
+    every = join(domains)
+    counts = every.profile.counts
     _heat_maps(parts[0], counts)
-    _coverage(parts[1], domains, evaluation)
+    _coverage(parts[1], every, evaluation)
     if rows:
         _differences(parts[2], domains, counts, rows)
     content = io.BytesIO()
@@ -80,12 +79,11 @@ def _heat_maps(part: Any, counts: Counts) -> None:
     part.axes[-2].set_xlabel("place in the layer")
 
 
-def _coverage(part: Any, domains: Sequence[Domain], evaluation: Evaluation) -> None:
+def _coverage(part: Any, every: Domain, evaluation: Evaluation) -> None:
     """The three that are fixed for every share, caches where they were simulated."""
-    profile = flat(reduce(add, [domain.profile for domain in domains]).counts)
-    text = flat(reduce(add, [domain.held_out for domain in domains]).counts)
+    text = flat(every.held_out.counts)
     share = np.linspace(0, 100, len(text) + 1)
-    orders = {"oracle": np.argsort(-text, kind="stable"), "profile": np.argsort(-profile, kind="stable")}
+    orders = {"oracle": ranking(every.held_out.counts), "profile": ranking(every.profile.counts)}
     axes, per_token = part.subplots(1, 2)
     for name, (colour, line, label) in CURVES.items():
         covered = share if name == "uniform" else 100 * curve(orders[name], text)

@@ -80,6 +80,7 @@ function el(tag, attributes = {}, ...children) {
   return made;
 }
 
+/* Heads are words or th, cells words or td; the first of a row is its head. */
 function table(caption, head, rows) {
   const cell = (value, i) => value instanceof Node ? value : i ? el("td", {}, value) : el("th", { scope: "row" }, value);
   return el("table", {}, el("caption", {}, caption),
@@ -309,15 +310,16 @@ function showTransfers() {
       ["oracle", ...names.map((b) => cell(at(find(b, b)).oracle.pairs))],
     ]));
   const won = (tokens) => tokens === null ? "never" : count(tokens);
-  const rows = evaluation.transfers.filter((t) => t.profile !== t.text).flatMap((t) =>
-    SEEDED.map((name) => {
-      const { half, most } = t.regained[state.share][name];
-      return [`${t.profile} on ${t.text}`, el("td", { class: "words" }, swatch(name), SHORT[name]), percent(at(t).profile.pairs),
-        percent(at(t)[name].pairs), percent(at(t).oracle.pairs), won(half), won(most)];
-    }));
-  $("regained").replaceChildren(table(
-    `What a cache that starts as the foreign profile wins back: tokens until its hits, over ${evaluation.window} at a time, are that far from the fixed profile's to the oracle's`,
-    ["Profile on text", el("th", { scope: "col", class: "words" }, "Cache"), "Fixed profile", "Cache, all tokens", "Oracle", "Half after", "90% after"], rows));
+  const cache = (t, name) => {
+    const { half, most } = t.regained[state.share][name];
+    return el("td", {}, percent(at(t)[name].pairs), el("div", { class: "note" }, `${won(half)} / ${won(most)}`));
+  };
+  const rows = evaluation.transfers.filter((t) => t.profile !== t.text).map((t) => [`${t.profile} on ${t.text}`,
+    percent(at(t).profile.pairs), ...SEEDED.map((name) => cache(t, name)), percent(at(t).oracle.pairs)]);
+  const head = SEEDED.map((name) => el("th", { scope: "col" }, swatch(name), SHORT[name]));
+  $("regained").replaceChildren(table(`What a cache that starts as the foreign profile hits; below it, after how many tokens `
+    + `its hits, ${evaluation.window} tokens at a time, were half and 90% of the way from the fixed profile's to the oracle's`,
+  ["Profile on text", "fixed profile", ...head, "oracle"], rows));
 }
 
 function showShares() {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krasis.errors import InputError
+from krasis.errors import InputError, UsageError
 from krasis.heat.coverage import coverage
 from krasis.heat.evaluation import SEEDED, Domain, Evaluation, Regained, _regained, evaluate
 from krasis.heat.routing import Routing
@@ -86,7 +86,7 @@ def test_by_hand():
         "lru": (0.4, None, 6),
         "lfu": (0.4, None, 6),
         "seeded_lru": (0.6, None, 4),
-        # Expert 0 left a score of 6 / 10 a token over 256 / ln 2 tokens; one use of 3 does not reach that of 1.
+        # Expert 0 left a score of 6 / 10 a token over 128 / ln 2 tokens; one use of 3 does not reach that of 1.
         "seeded_lfu": (0.2, None, 8),
         # Two slots have no quarter.
         "tail": (0.2, None, 8),
@@ -138,3 +138,8 @@ def test_too_little_text_is_refused():
     assert "code" in str(caught.value)
     with pytest.raises(InputError, match="no decode trace"):
         evaluate([Domain("code", found.profile, found.held_out, [])], BYTES)
+
+
+def test_two_texts_of_one_name_are_refused():
+    with pytest.raises(UsageError, match="same name"):
+        evaluate([domain("code", 1), domain("code", 2)], BYTES)
