@@ -1,4 +1,4 @@
-"""Whether what was measured on one pack may be used with another: the model must be the same, its encoding may differ."""
+"""Whether what was measured on one pack may be used with another: of the same model, however it is encoded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from krasis.errors import InputError
 
 
 def check_model(kind: str, found: Mapping[str, Any], model: Mapping[str, Any], *, where: object, hint: str) -> None:
-    """Raises InputError where `found`, the model that a file of this kind is of, is not `model`. Both are normalized."""
+    """Raises InputError where `found`, the model that a file of this kind is of, is not `model`; both normalized."""
     # As JSON, which knows no tuples.
     mine = msgspec.json.decode(msgspec.json.encode(model))
     if differing := sorted(key for key in mine.keys() | found.keys() if mine.get(key) != found.get(key)):

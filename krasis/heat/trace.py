@@ -1,5 +1,6 @@
 """Choices kept token by token on disk, to be read again and again in the order of the text."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Trace:
         stacked = np.stack([choices[layer] for layer in self._layers]).astype(np.int16)
         with disk_errors(self._path), self._path.open("ab") as file:
             np.save(file, stacked)
+            file.flush()
+            os.fsync(file.fileno())
             self.size = file.tell()
 
     def __iter__(self) -> Iterator[Choices]:
