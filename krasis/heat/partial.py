@@ -162,15 +162,15 @@ class Partial:
         if saved is None:
             nothing = Routing.nothing(self._experts)
             return TextHeat(0, nothing, nothing, nothing, trace)
-        sums = (self._routing(part) for part in (saved.prefill, saved.decode, saved.held_out))
-        return TextHeat(saved.windows, *sums, trace, traced)
+        prefill, decode, held_out = map(self._routing, (saved.prefill, saved.decode, saved.held_out))
+        return TextHeat(saved.windows, prefill, decode, held_out, trace, traced)
 
     def _save(self) -> None:
         self._saved = time.monotonic()
         if not self._resumable:
             return
         texts = [
-            _Text(text.windows, *map(_sums, (text.prefill, text.decode, text.held_out)), text.traced)
+            _Text(text.windows, _sums(text.prefill), _sums(text.decode), _sums(text.held_out), text.traced)
             for text in self.texts
         ]
         write_synced(self.path, zstandard.compress(msgspec.msgpack.encode(_File(self.job, texts))))
@@ -180,11 +180,13 @@ class Partial:
 
     def _routing(self, sums: _Sums) -> Routing:
         borders = np.cumsum(list(self._experts.values()))[:-1]
-        counts, weights = (
-            dict(zip(self._experts, np.split(np.frombuffer(raw, kind), borders), strict=True))
-            for raw, kind in ((sums.counts, np.int64), (sums.weights, np.float64))
+        counts = np.split(np.frombuffer(sums.counts, np.int64), borders)
+        weights = np.split(np.frombuffer(sums.weights, np.float64), borders)
+        return Routing(
+            sums.tokens,
+            dict(zip(self._experts, counts, strict=True)),
+            dict(zip(self._experts, weights, strict=True)),
         )
-        return Routing(sums.tokens, counts, weights)
 
 
 def _sums(routing: Routing) -> _Sums:

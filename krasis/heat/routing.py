@@ -36,9 +36,11 @@ class Routing:
     def of(cls, choices: Choices, weights: ChoiceWeights, experts: dict[int, int]) -> "Routing":
         """The sums over some tokens' choices, each layer's of the same tokens."""
         tokens = len(next(iter(choices.values()), ()))
-        flat = {layer: found.ravel() for layer, found in choices.items()}
-        counts = {layer: np.bincount(flat[layer], minlength=n) for layer, n in experts.items()}
-        sums = {layer: np.bincount(flat[layer], weights[layer].ravel(), minlength=n) for layer, n in experts.items()}
+        counts = {layer: np.bincount(choices[layer].ravel(), minlength=n) for layer, n in experts.items()}
+        sums: Weights = {
+            layer: np.bincount(choices[layer].ravel(), weights[layer].ravel().astype(np.float64), n)
+            for layer, n in experts.items()
+        }
         return cls(tokens, counts, sums)
 
     def __add__(self, other: "Routing") -> "Routing":
