@@ -37,8 +37,8 @@ class Routing:
         """The sums over some tokens' choices, each layer's of the same tokens."""
         tokens = len(next(iter(choices.values()), ()))
         counts = {layer: np.bincount(choices[layer].ravel(), minlength=n) for layer, n in experts.items()}
-        sums: Weights = {
-            layer: np.bincount(choices[layer].ravel(), weights[layer].ravel().astype(np.float64), n)
+        sums = {
+            layer: np.asarray(np.bincount(choices[layer].ravel(), weights[layer].ravel(), n), np.float64)
             for layer, n in experts.items()
         }
         return cls(tokens, counts, sums)
