@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,10 @@ from krasis.runtime.tokenizer import Tokenizer
 PIECE = 1 << 20
 MAX_LINE = 16 << 20
 CONVERSATIONS = ".jsonl"
+
+# After a newline between two lines of text, before a blank between two letters. Runs of blanks are parted by what follows.
+_BORDER = re.compile(r"\S\n(?=\S)|[^\W\d_](?= [^\W\d_])")
+_TAIL = 1 << 12
 
 
 class _Conversation(msgspec.Struct):
@@ -69,9 +74,9 @@ class TextFile:
 
 
 def pieces(path: Path, size: int = PIECE) -> Iterator[str]:
-    """A UTF-8 text in pieces of about `size` bytes, cut where tokenizers part words too: before the text of a line.
+    """A UTF-8 text in pieces of about `size` bytes, cut where tokenizers part words too, so that no token is.
 
-    Where there is no such line a piece is cut anywhere. Raises InputError where it can't be read.
+    Where there is no such place a piece is cut anywhere. Raises InputError where it can't be read.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     rest, read, end = "", 0, False
@@ -116,12 +121,9 @@ def conversations(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _border(text: str) -> int:
-    """Where the text of the last line begins that has one right after its newline; the end where there is none."""
-    at = len(text)
-    while (at := text.rfind("\n", 0, at)) >= 0:
-        if text[at + 1 : at + 2].strip():
-            return at + 1
-    return len(text)
+    """The last place to cut in the tail of a text, its end where there is none."""
+    found = [match.end() for match in _BORDER.finditer(text, max(len(text) - _TAIL, 0))]
+    return found[-1] if found else len(text)
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -55,7 +55,7 @@ class Tokenizer:
         Raises InputError without a chat template.
         """
         if self._template is None:
-            raise InputError("the model has no chat template", where=self._where, hint="give it raw text")
+            raise InputError("the model has no chat template", where=self._where, hint="use --raw, or plain text")
         try:
             text = self._environment.from_string(self._template).render(
                 messages=messages, add_generation_prompt=answer, **self._special_tokens
