@@ -101,6 +101,8 @@ class Partial:
         try:
             with disk_errors(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not saved:
+                self._remove_traces()
             self.texts = [self._text(i, saved[i] if saved else None) for i in range(len(job.corpus))]
             self._save()
         except OSError as error:
@@ -123,9 +125,7 @@ class Partial:
 
     def remove(self) -> None:
         """Delete all files, the traces too: the measurement is done with."""
-        for text in self.texts:
-            if text.trace is not None:
-                text.trace.remove()
+        self._remove_traces()
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> list[_Text]:
@@ -177,6 +177,11 @@ class Partial:
 
     def _trace_path(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.trace-{number}")
+
+    def _remove_traces(self) -> None:
+        for path in self.path.parent.iterdir():
+            if path.name.startswith(f"{self.path.name}.trace-"):
+                path.unlink()
 
     def _routing(self, sums: _Sums) -> Routing:
         borders = np.cumsum(list(self._experts.values()))[:-1]

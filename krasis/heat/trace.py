@@ -36,7 +36,3 @@ class Trace:
             while file.tell() < self.size:
                 stacked = np.load(file, allow_pickle=False).astype(np.int64)
                 yield dict(zip(self._layers, stacked, strict=True))
-
-    def remove(self) -> None:
-        """Delete the file."""
-        self._path.unlink(missing_ok=True)

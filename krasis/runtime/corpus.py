@@ -20,7 +20,7 @@ PIECE = 1 << 20
 MAX_LINE = 16 << 20
 CONVERSATIONS = ".jsonl"
 
-# After a newline between two lines of text, before a blank between two letters. Runs of blanks are parted by what follows.
+# After a newline between lines of text, before a blank between letters: runs of blanks are parted by what follows.
 _BORDER = re.compile(r"\S\n(?=\S)|[^\W\d_](?= [^\W\d_])")
 _TAIL = 1 << 12
 
