@@ -97,7 +97,12 @@ def profile_heat(
         note("with --imatrix a run that is stopped starts over")
     with Reporter("tokens") as reporter:
         reporter.start("profiling", corpus.tokens)
-        measured = measure(engine, texts, partial, reporter.advance)
+        try:
+            measured = measure(engine, texts, partial, reporter.advance)
+        except KeyboardInterrupt:
+            if imatrix is None:
+                note(f"stopped; the same command goes on from {partial.path}")
+            raise
     found = profile_of(engine, opened, corpus.origins, measured)
     profile.save(found, destination)
     if imatrix:
