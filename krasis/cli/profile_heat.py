@@ -1,6 +1,5 @@
 """krasis profile-heat: which experts a workload uses."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +19,12 @@ from krasis.cli.options import (
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from krasis.heat.partial import Partial, TextHeat
     from krasis.heat.profile import HeatProfile
     from krasis.pack.manifest import Origin
     from krasis.pack.reader import Pack
     from krasis.runtime.corpus import TextFile
+    from krasis.runtime.engine import Engine
 
 SHARES = (0.1, 0.2, 0.3)
 
@@ -63,7 +64,7 @@ def profile_heat(
     from krasis.runtime.corpus import TextFile
     from krasis.runtime.devices import open_backend
     from krasis.runtime.engine import Engine
-    from krasis.runtime.heat import TOOL, held_out_coverage, measure, profile_of, save_imatrix
+    from krasis.runtime.heat import TOOL, held_out_coverage, profile_of, save_imatrix
     from krasis.runtime.tokenizer import Tokenizer
 
     if bool(text) == bool(merge):
@@ -80,42 +81,23 @@ def profile_heat(
     _check_cuts(window, decode_tokens, tokens)
     tokenizer = Tokenizer(opened)
     texts = [TextFile(path, tokenizer, window, tokens) for path in [*(text or []), *(more or [])]]
-    corpus = _scan(texts, window)
+    corpus, total = _scan(texts, window)
     backend, notes = open_backend(device, threads)
     engine = Engine(opened, backend, context=window, layout=layout, trace=True, moments=imatrix is not None)
     show_notes(notes + engine.notes)
     assert engine.tracer is not None
     if not engine.tracer.experts:
         raise InputError("the model has no routed experts", where=pack)
-    job = Job(
-        TOOL, opened.manifest.root, corpus.origins, window, decode_tokens, tokens, backend.name, layout, traces=False
-    )
+    job = Job(TOOL, opened.manifest.root, corpus, window, decode_tokens, tokens, backend.name, layout, traces=False)
     partial = Partial(destination, job, engine.tracer.experts, resumable=imatrix is None)
-    if partial.dropped:
-        note(f"{partial.path} starts over: {partial.dropped}")
-    if imatrix:
-        note("with --imatrix a run that is stopped starts over")
-    with Reporter("tokens") as reporter:
-        reporter.start("profiling", corpus.tokens)
-        try:
-            measured = measure(engine, texts, partial, reporter.advance)
-        except KeyboardInterrupt:
-            if imatrix is None:
-                note(f"stopped; the same command goes on from {partial.path}")
-            raise
-    found = profile_of(engine, opened, corpus.origins, measured)
+    measured = _measure(engine, texts, partial, total)
+    found = profile_of(engine, opened, corpus, measured)
     profile.save(found, destination)
     if imatrix:
-        save_imatrix(engine, opened, corpus.origins, found.tokens.prefill + found.tokens.decode, imatrix)
+        save_imatrix(engine, opened, corpus, found.tokens.prefill + found.tokens.decode, imatrix)
     partial.remove()
     coverage = {f"{share:.0%}".rstrip("%"): held_out_coverage(measured, share) for share in SHARES}
     _show(found, destination, coverage, imatrix, json)
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    origins: "tuple[Origin, ...]"
-    tokens: int
 
 
 def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
@@ -127,19 +109,38 @@ def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
         raise UsageError(f"--tokens is {tokens}", expected="2 or more")
 
 
-def _scan(texts: "list[TextFile]", window: int) -> _Corpus:
-    """Read all texts before anything is run: faults show at once, and progress knows its end."""
+def _scan(texts: "list[TextFile]", window: int) -> "tuple[tuple[Origin, ...], int]":
+    """The origins of all texts and their tokens, before anything is run: faults show at once."""
     from krasis.runtime.heat import check_enough
 
     origins = tuple(text.origin() for text in texts)
-    lengths: list[list[int]] = []
+    windows, tokens = [0] * len(texts), 0
     with Reporter() as reporter:
         reporter.start("reading", sum(origin.bytes for origin in origins))
-        for text, origin in zip(texts, origins, strict=True):
-            lengths.append([len(ids) for ids in text])
-            reporter.advance(origin.bytes)
-    check_enough([len(found) for found in lengths], window)
-    return _Corpus(origins, sum(map(sum, lengths)))
+        for i, text in enumerate(texts):
+            for ids in text:
+                windows[i], tokens = windows[i] + 1, tokens + len(ids)
+            reporter.advance(origins[i].bytes)
+    check_enough(windows, window)
+    return origins, tokens
+
+
+def _measure(engine: "Engine", texts: "list[TextFile]", partial: "Partial", total: int) -> "list[TextHeat]":
+    """Measure, showing progress, and say where a run that is stopped goes on."""
+    from krasis.runtime.heat import measure
+
+    if partial.dropped:
+        note(f"{partial.path} starts over: {partial.dropped}")
+    if not partial.resumable:
+        note("with --imatrix a run that is stopped starts over")
+    with Reporter("tokens") as reporter:
+        reporter.start("profiling", total)
+        try:
+            return measure(engine, texts, partial, reporter.advance)
+        except KeyboardInterrupt:
+            if partial.resumable:
+                note(f"stopped; the same command goes on from {partial.path}")
+            raise
 
 
 def _merge(pack: "Pack", paths: list[Path], destination: Path, json: bool) -> None:

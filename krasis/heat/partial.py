@@ -95,8 +95,8 @@ class Partial:
 
     def __init__(self, destination: Path, job: Job, experts: dict[int, int], *, resumable: bool = True) -> None:
         self.path = destination.with_name(destination.name + SUFFIX)
-        self.job, self.dropped = job, ""
-        self._experts, self._resumable = dict(sorted(experts.items())), resumable
+        self.job, self.resumable, self.dropped = job, resumable, ""
+        self._experts = dict(sorted(experts.items()))
         saved = self._read() if resumable else []
         try:
             with disk_errors(self.path):
@@ -167,7 +167,7 @@ class Partial:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if not self._resumable:
+        if not self.resumable:
             return
         texts = [
             _Text(text.windows, _sums(text.prefill), _sums(text.decode), _sums(text.held_out), text.traced)
