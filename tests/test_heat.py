@@ -2,7 +2,13 @@
 
 import contextlib
 import json
+import math
+import subprocess
+import sys
+from pathlib import Path
 
+import jsonschema
+import msgspec
 import numpy as np
 import pytest
 import zstandard
@@ -12,59 +18,137 @@ from hypothesis import strategies as st
 from krasis.errors import FitError, InputError, UsageError
 from krasis.heat import profile
 from krasis.heat.coverage import coverage
-from krasis.heat.profile import HeatProfile, LayerHeat
-from krasis.pack.manifest import Origin
+from krasis.heat.profile import HeatProfile
+from krasis.heat.routing import Routing
+from krasis.heat.trace import Trace
+from krasis.pack import manifest as manifests
 
-ROOT = "ab" * 32
-LAYERS = (LayerHeat(0, (5, 0, 7)), LayerHeat(2, (12, 0, 0)))
-PROFILE = HeatProfile("krasis-heat", 1, "test", ROOT, (Origin("a text.txt", 9, "0" * 64),), 12, LAYERS)
-TREE = json.loads(zstandard.decompress(PROFILE.encode()))
+FORMATS = Path(__file__).parents[1] / "formats"
+VECTORS = FORMATS / "vectors/heat-v1"
+VALID = sorted(path.name for path in (VECTORS / "valid").iterdir())
+INVALID = json.loads((VECTORS / "invalid/index.json").read_bytes())
+SCHEMA = jsonschema.Draft202012Validator(json.loads((FORMATS / "heat-v1.schema.json").read_bytes()))
+PROFILE = profile.decode((VECTORS / "valid/two-phases.json.zst").read_bytes(), "two-phases")
+# Its segments, renamed and counted anew, are those of a model that the profile fits.
+PACK = FORMATS / "vectors/pack-v1/valid/experts"
+OTHER = manifests.decode((PACK / "manifest.json").read_bytes(), PACK)
 
 
-def packed(tree):
-    return zstandard.compress(json.dumps(tree).encode())
+def manifest(experts=None, **model):
+    """Of a pack with so many experts in a layer."""
+    segment = OTHER.files[0].segments[0]
+    experts = experts or {0: 3, 2: 2}
+    segments = [
+        msgspec.structs.replace(segment, name=f"layers.{layer}.experts", sha256=("0" * 64,) * count)
+        for layer, count in experts.items()
+    ]
+    files = (msgspec.structs.replace(OTHER.files[0], segments=tuple(segments)),)
+    return msgspec.structs.replace(OTHER, model=PROFILE.model | model, files=files)
 
 
 def test_a_saved_profile_is_loaded(tmp_path):
     profile.save(PROFILE, profile.path_in(tmp_path, "code"))
-    assert profile.load(tmp_path, "code", ROOT) == PROFILE
+    assert profile.load(tmp_path, "code", manifest()) == PROFILE
     assert profile.names_in(tmp_path) == ["code"]
     assert [path.name for path in (tmp_path / "heat").iterdir()] == ["code.json.zst"]
 
 
-@pytest.mark.parametrize(
-    ("raw", "fault"),
-    [
-        (b"", "not a heat profile"),
-        (b"{}", "not a heat profile"),
-        (PROFILE.encode()[:-1], "not a heat profile"),
-        (PROFILE.encode() + b"more", "unused data"),
-        (PROFILE.encode() * 2, "unused data"),
-        (zstandard.compress(b"\xff"), "not a heat profile"),
-        (zstandard.compress(b"[" * 100_000), "nested too deep"),
-        (zstandard.compress(b'{"format":"krasis-heat","format":"krasis-heat"}'), "duplicate key 'format'"),
-        (packed([]), 'no "format"'),
-        (packed(TREE | {"format": "krasis-pack"}), 'no "format"'),
-        (packed(TREE | {"version": 2}), "version 2 is newer"),
-        (packed(TREE | {"version": 0}), "version"),
-        (packed(TREE | {"more": 1}), "unknown field"),
-        (packed({key: value for key, value in TREE.items() if key != "tokens"}), "tokens"),
-        (packed(TREE | {"pack_root": "AB" * 32}), "pack_root"),
-        (packed(TREE | {"tokens": -1}), "tokens"),
-        (packed(TREE | {"tokens": 10**400}), "tokens"),
-        (packed(TREE | {"tokens": 11}), "an expert has more tokens than the profile"),
-        (packed(TREE | {"layers": TREE["layers"][::-1]}), "layers are not in ascending order"),
-        (packed(TREE | {"layers": TREE["layers"][:1] * 2}), "layers are not in ascending order"),
-        (packed(TREE | {"layers": [{"layer": 0, "counts": []}]}), "counts"),
-        (packed(TREE | {"layers": [{"layer": 0, "counts": [0.5]}]}), "counts"),
-        (packed(TREE | {"corpus": [{"name": "a\x1b", "bytes": 1, "sha256": "0" * 64}]}), "corpus"),
-    ],
-)
-def test_what_is_no_profile_is_refused(raw, fault):
+@pytest.mark.parametrize("name", VALID)
+def test_valid_vectors_are_read_and_written_alike(name):
+    raw = (VECTORS / "valid" / name).read_bytes()
+    found = profile.decode(raw, name)
+    assert profile.decode(found.encode(), name) == found
+    SCHEMA.validate(json.loads(zstandard.decompress(raw)))
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_vectors_are_refused(name):
+    raw = (VECTORS / "invalid" / name).read_bytes()
+    refused = (FORMATS / "heat-v1.md").read_text(encoding="utf-8").partition("MUST refuse")[2]
     with pytest.raises(InputError, match="not a heat profile") as caught:
-        profile.decode(raw, "code.json.zst")
-    assert fault in str(caught.value)
+        profile.decode(raw, name)
+    assert INVALID[name]["error"] in str(caught.value)
     assert caught.value.exit_code == 3
+    (rule,) = [line for line in refused.splitlines() if line.startswith(f"| `{INVALID[name]['rule']}` |")]
+    assert INVALID[name]["error"] in rule
+    if INVALID[name]["rule"] not in ("frame", "too-large", "json"):
+        assert SCHEMA.is_valid(json.loads(zstandard.decompress(raw))) != INVALID[name]["schema"]
+
+
+def test_vectors_are_what_the_script_makes(tmp_path):
+    subprocess.run([sys.executable, FORMATS / "vectors/make_heat.py", tmp_path], check=True)
+    made, kept = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (tmp_path, VECTORS))
+    assert made == kept
+
+
+def test_bytes_after_nesting_without_end_are_refused():
+    with pytest.raises(InputError, match="nested too deep"):
+        profile.decode(zstandard.compress(b"[" * 100_000), "code.json.zst")
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan])
+def test_weights_that_no_file_can_hold_are_refused(weight):
+    layer = profile.LayerHeat(0, profile.Routed((1,), (weight,)), profile.Routed((0,), (0.0,)))
+    with pytest.raises(ValueError, match="a weight is not finite"):
+        msgspec.structs.replace(PROFILE, layers=(layer,))
+
+
+def test_phases_add_up():
+    prefill, decode, both = (PROFILE.routing(phase) for phase in ("prefill", "decode", None))
+    assert (prefill.tokens, decode.tokens, both.tokens) == (8, 4, 12)
+    assert {layer: found.tolist() for layer, found in prefill.counts.items()} == {0: [5, 0, 7], 2: [8, 4]}
+    assert {layer: found.tolist() for layer, found in both.counts.items()} == {0: [7, 2, 7], 2: [8, 8]}
+    assert {layer: found.tolist() for layer, found in both.weights.items()} == {0: [3.25, 1, 3.25], 2: [4, 1.5]}
+
+
+def test_profiles_of_one_model_merge():
+    other = msgspec.structs.replace(PROFILE, pack_root="cd" * 32)
+    found = profile.merged([PROFILE, other], "me")
+    assert (found.tool, found.pack_root, found.model) == ("me", None, PROFILE.model)
+    assert found.corpus == PROFILE.corpus * 2
+    assert found.tokens == profile.Tokens(16, 8)
+    assert found.routing().counts[0].tolist() == [14, 4, 14]
+    assert found.routing("decode").weights[0].tolist() == [1.5, 2, 0]
+    assert profile.merged([PROFILE], PROFILE.tool) == PROFILE
+
+
+def test_choices_are_counted_and_their_weights_summed():
+    choices = {1: np.array([[0, 2], [2, 1]]), 4: np.array([[1, 0], [1, 0]])}
+    weights = {1: np.array([[0.75, 0.25], [0.5, 0.5]], np.float32), 4: np.full((2, 2), 2, np.float32)}
+    found = Routing.of(choices, weights, {1: 4, 4: 2})
+    assert found.tokens == 2
+    assert {layer: counts.tolist() for layer, counts in found.counts.items()} == {1: [1, 1, 2, 0], 4: [2, 2]}
+    assert {layer: sums.tolist() for layer, sums in found.weights.items()} == {1: [0.75, 0.5, 0.75, 0], 4: [4, 4]}
+
+
+def window(tokens, start):
+    """Choices of two layers, two experts a token."""
+    ids = np.arange(start, start + 2 * tokens).reshape(tokens, 2)
+    return {1: ids, 5: ids + 4000}
+
+
+def same(found, expected):
+    return list(found) == list(expected) and all(
+        np.array_equal(found[layer], expected[layer]) and found[layer].dtype == np.int64 for layer in expected
+    )
+
+
+def test_a_trace_gives_back_window_after_window(tmp_path):
+    trace, windows = Trace(tmp_path / "trace", (1, 5)), [window(3, 0), window(1, 7), window(5, 50)]
+    for choices in windows:
+        trace.append(choices)
+    for _ in range(2):
+        assert [same(found, expected) for found, expected in zip(trace, windows, strict=True)] == [True] * 3
+
+
+def test_a_trace_goes_on_from_where_it_is_told(tmp_path):
+    trace = Trace(tmp_path / "trace", (1, 5))
+    trace.append(window(3, 0))
+    size = trace.size
+    trace.append(window(9, 7))
+    again = Trace(tmp_path / "trace", (1, 5), size)
+    again.append(window(2, 90))
+    assert [same(*pair) for pair in zip(again, [window(3, 0), window(2, 90)], strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("stated", [True, False], ids=["size stated", "size unstated"])
@@ -96,19 +180,27 @@ def test_a_changed_byte_raises_nothing_else(at, by):
         assert isinstance(profile.decode(bytes(raw), ""), HeatProfile)
 
 
-def test_the_profile_of_another_pack_is_refused(tmp_path):
+def test_the_profile_of_another_model_is_refused(tmp_path):
     profile.save(PROFILE, profile.path_in(tmp_path, "code"))
-    with pytest.raises(InputError, match="is of another pack"):
-        profile.load(tmp_path, "code", "cd" * 32)
+    with pytest.raises(InputError, match="is of another model: its hidden_size is 64"):
+        profile.load(tmp_path, "code", manifest(hidden_size=65))
+    for experts in ({0: 3}, {0: 3, 2: 3}, {0: 3, 1: 2}):
+        with pytest.raises(InputError, match="does not fit the model"):
+            profile.load(tmp_path, "code", manifest(experts))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match="can't read the heat profile"):
+        profile.read(tmp_path / "none", manifest())
 
 
 def test_a_missing_profile_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match="none there"):
-        profile.load(tmp_path, "code", ROOT)
+        profile.load(tmp_path, "code", manifest())
     for name in ("prose", "maths"):
         profile.save(PROFILE, profile.path_in(tmp_path, name))
     with pytest.raises(InputError, match="one of: maths, prose"):
-        profile.load(tmp_path, "code", ROOT)
+        profile.load(tmp_path, "code", manifest())
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "a.b", "a b", "a\n", "ä", "²", "a" * 65])
@@ -129,7 +221,7 @@ def test_a_full_disk_keeps_the_old_profile(tmp_path):
     path.with_name(path.name + ".tmp").symlink_to("/dev/full")
     with pytest.raises(FitError, match="the disk is full"):
         profile.save(PROFILE, path)
-    assert profile.load(tmp_path, "code", ROOT) == PROFILE
+    assert profile.load(tmp_path, "code", manifest()) == PROFILE
 
 
 def counts(**layers):

@@ -212,7 +212,7 @@ class Routing:
 
     def __init__(self, engine):
         self.ids = {}
-        engine.tracer.record = lambda layer, ids: self.ids.setdefault(layer, []).append(ids)
+        engine.tracer.record = lambda layer, ids, weights: self.ids.setdefault(layer, []).append(ids)
 
     def layers(self):
         return {layer: torch.cat(ids) for layer, ids in self.ids.items()}

@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from krasis import __version__
-from krasis.cli import bench, chat, convert, evaluate, inspect, synth, verify
+from krasis.cli import bench, chat, convert, evaluate, inspect, profile_heat, synth, verify
 from krasis.cli.console import plain
 from krasis.errors import KrasisError
 
@@ -22,7 +22,7 @@ app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
-app.command("profile-heat")(evaluate.profile_heat)
+app.command("profile-heat")(profile_heat.profile_heat)
 app.command("run")(chat.run)
 app.command("bench")(bench.bench)
 app.command("synth")(synth.synth)

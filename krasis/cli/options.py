@@ -78,5 +78,5 @@ def place(pack: "Pack", vram: str | None, heat: str | None) -> None:
         parse_size(vram)
         note("--vram has no effect on the CPU")
     if heat is not None:
-        profile.load(pack.path, heat, pack.manifest.root)
+        profile.load(pack.path, heat, pack.manifest)
         note("--heat has no effect on the CPU: every expert is read where it lies")

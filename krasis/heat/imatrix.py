@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from krasis.errors import InputError, UsageError
+from krasis.heat.same_model import check_model
 from krasis.pack import strict_json
 from krasis.pack.disk import write_synced
 from krasis.pack.manifest import Origin, Printable, Sha256, Size
@@ -121,12 +122,7 @@ class Imatrix:
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Raises InputError where it was made with another model than this, a normalized spec."""
-        # As JSON, which knows no tuples.
-        mine, found = msgspec.json.decode(msgspec.json.encode(model)), self.header.model
-        if differing := sorted(key for key in mine.keys() | found.keys() if mine.get(key) != found.get(key)):
-            key = "model_type" if "model_type" in differing else differing[0]
-            what = f"the imatrix is of another model: its {key} is {found.get(key)!r}"
-            raise InputError(what, where=self.path, expected=repr(mine.get(key)), hint=HINT)
+        check_model("imatrix", self.header.model, model, where=self.path, hint=HINT)
 
     def _header(self) -> Header:
         text = (self._file.metadata() or {}).get(METADATA)

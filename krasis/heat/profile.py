@@ -1,7 +1,11 @@
-"""A heat profile: routed tokens counted for every layer and expert, kept as zstd-compressed JSON."""
+"""A heat profile: what routers chose, for every layer and expert, kept as zstd-compressed JSON: formats/heat-v1.md."""
 
+import math
 import re
+from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -12,46 +16,90 @@ from msgspec import Meta
 
 from krasis.errors import InputError, UsageError
 from krasis.heat.routing import Routing
+from krasis.heat.same_model import check_model
 from krasis.pack import strict_json
 from krasis.pack.disk import disk_errors, write_synced
-from krasis.pack.manifest import Origin, Printable, Sha256, Size
+from krasis.pack.manifest import Manifest, Origin, Printable, Sha256, Size
 
 FORMAT: Final = "krasis-heat"
 VERSION: Final = 1
 MAX_BYTES = 64 << 20
 SUFFIX = ".json.zst"
+EXPERTS = re.compile(r"layers\.(\d+)\.experts")
+
+Phase = Literal["prefill", "decode"]
+PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
 
 Counts = Annotated[tuple[Size, ...], Meta(min_length=1, max_length=65536)]
+Weight = Annotated[float, Meta(ge=0)]
+Weights = Annotated[tuple[Weight, ...], Meta(min_length=1, max_length=65536)]
+
+
+class Text(Origin, forbid_unknown_fields=True, frozen=True):
+    """A text that was run: `tokens` of it count in the profile, `held_out` do not."""
+
+    tokens: Size
+    held_out: Size
+
+
+class Tokens(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Tokens that were counted in each phase."""
+
+    prefill: Size
+    decode: Size
+
+
+class Routed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`counts[e]` tokens of a phase were routed to expert e, by routing weights that add up to `weights[e]`."""
+
+    counts: Counts
+    weights: Weights
 
 
 class LayerHeat(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`counts[e]` tokens of the profile were routed to expert e of `layer`."""
+    """What a layer's router chose in each phase."""
 
     layer: Size
-    counts: Counts
+    prefill: Routed
+    decode: Routed
 
 
 class HeatProfile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Counts over `tokens` tokens of the texts in `corpus`, made with the pack whose root hash is `pack_root`."""
+    """What routers chose for `tokens` of `corpus`, measured on the pack whose root hash is `pack_root`.
+
+    The pack holds `model`. There is no root where profiles of several packs were merged.
+    """
 
     format: Literal["krasis-heat"]
     version: Literal[1]
     tool: Printable
-    pack_root: Sha256
-    corpus: tuple[Origin, ...]
-    tokens: Size
+    pack_root: Sha256 | None
+    model: dict[str, Any]
+    corpus: tuple[Text, ...]
+    tokens: Tokens
     layers: tuple[LayerHeat, ...]
 
     def __post_init__(self) -> None:
+        if sum(text.tokens for text in self.corpus) != self.tokens.prefill + self.tokens.decode:
+            raise ValueError("the texts do not add up to the tokens")
         if any(a.layer >= b.layer for a, b in pairwise(self.layers)):
             raise ValueError("layers are not in ascending order")
-        if any(max(layer.counts) > self.tokens for layer in self.layers):
-            raise ValueError("an expert has more tokens than the profile")
+        for layer in self.layers:
+            _check_layer(layer, self.tokens)
 
-    def routing(self) -> Routing:
-        """All that was counted."""
-        counts = {layer.layer: np.array(layer.counts, np.int64) for layer in self.layers}
-        return Routing(self.tokens, counts, {layer: np.zeros(len(found)) for layer, found in counts.items()})
+    @property
+    def experts(self) -> dict[int, int]:
+        """Layer -> experts that were counted."""
+        return {layer.layer: len(layer.prefill.counts) for layer in self.layers}
+
+    def routing(self, phase: Phase | None = None) -> Routing:
+        """What was counted in a phase, in both without one."""
+        if phase is None:
+            return self.routing("prefill") + self.routing("decode")
+        found: dict[int, Routed] = {layer.layer: getattr(layer, phase) for layer in self.layers}
+        counts = {layer: np.array(routed.counts, np.int64) for layer, routed in found.items()}
+        weights = {layer: np.array(routed.weights, np.float64) for layer, routed in found.items()}
+        return Routing(getattr(self.tokens, phase), counts, weights)
 
     def encode(self) -> bytes:
         return zstandard.compress(msgspec.json.encode(self))
@@ -71,6 +119,44 @@ def decode(raw: bytes, where: object) -> HeatProfile:
         return msgspec.json.decode(text, type=HeatProfile)
     except (zstandard.ZstdError, ValueError, RecursionError) as error:
         bad(error)
+
+
+def layers_of(prefill: Routing, decode: Routing) -> tuple[LayerHeat, ...]:
+    """The layers of a profile of two phases of the same layers."""
+
+    def routed(routing: Routing, layer: int) -> Routed:
+        return Routed(tuple(routing.counts[layer].tolist()), tuple(routing.weights[layer].tolist()))
+
+    return tuple(LayerHeat(layer, routed(prefill, layer), routed(decode, layer)) for layer in sorted(prefill.counts))
+
+
+def merged(profiles: Sequence[HeatProfile], tool: str) -> HeatProfile:
+    """One profile of all texts of one model's profiles, in order: tokens, counts and weights add up."""
+    prefill, decode = (reduce(add, (profile.routing(phase) for profile in profiles)) for phase in PHASES)
+    roots = {profile.pack_root for profile in profiles}
+    return HeatProfile(
+        format=FORMAT,
+        version=VERSION,
+        tool=tool,
+        pack_root=roots.pop() if len(roots) == 1 else None,
+        model=profiles[0].model,
+        corpus=tuple(text for profile in profiles for text in profile.corpus),
+        tokens=Tokens(prefill.tokens, decode.tokens),
+        layers=layers_of(prefill, decode),
+    )
+
+
+def _check_layer(layer: LayerHeat, tokens: Tokens) -> None:
+    for phase in PHASES:
+        routed, counted = getattr(layer, phase), getattr(tokens, phase)
+        if not len(routed.counts) == len(routed.weights) == len(layer.prefill.counts):
+            raise ValueError(f"layer {layer.layer} has lists of different lengths")
+        if max(routed.counts) > counted:
+            raise ValueError("an expert has more tokens than the profile")
+        if any(weight and not count for count, weight in zip(routed.counts, routed.weights, strict=True)):
+            raise ValueError("an expert has weight and no tokens")
+        if not all(map(math.isfinite, routed.weights)):
+            raise ValueError("a weight is not finite")
 
 
 def _decompress(raw: bytes) -> bytes:
@@ -93,15 +179,26 @@ def path_in(pack: Path, name: str) -> Path:
     return pack / "heat" / f"{name}{SUFFIX}"
 
 
-def load(pack: Path, name: str, root: str) -> HeatProfile:
-    """The profile `name` of a pack. Raises InputError where there is none or it belongs to another pack."""
+def load(pack: Path, name: str, manifest: Manifest) -> HeatProfile:
+    """The profile `name` of a pack. Raises InputError where there is none or it is of another model."""
     path = path_in(pack, name)
     if not path.is_file():
         have = ", ".join(names_in(pack)) or "none there; make one with: krasis profile-heat"
         raise InputError(f"no heat profile {name!r}", where=pack, expected=f"one of: {have}")
-    profile = decode(path.read_bytes(), path)
-    if profile.pack_root != root:
-        raise InputError("the heat profile is of another pack", where=path, hint="make it again with profile-heat")
+    return read(path, manifest)
+
+
+def read(path: Path, manifest: Manifest) -> HeatProfile:
+    """A profile, to be used with a pack. Raises InputError where it can't be read or is of another model."""
+    try:
+        profile = decode(path.read_bytes(), path)
+    except OSError as error:
+        raise InputError(f"can't read the heat profile: {error.strerror}", where=path) from error
+    check_model("heat profile", profile.model, manifest.model, where=path, hint="make one with: krasis profile-heat")
+    found = ((EXPERTS.fullmatch(segment.name), segment.count) for _, segment in manifest.segments())
+    if (experts := {int(match[1]): count for match, count in found if match}) != profile.experts:
+        expected = f"{len(experts)} layers with the pack's numbers of experts"
+        raise InputError("the heat profile does not fit the model", where=path, expected=expected)
     return profile
 
 

@@ -1,6 +1,7 @@
 """The pack's tokenizer: text to ids and back, chat templates, streaming."""
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
@@ -14,8 +15,8 @@ from tokenizers.decoders import DecodeStream
 from krasis.errors import InputError
 from krasis.pack.reader import Pack
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}."""
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}, and whatever else the template knows."""
 
 
 class Tokenizer:
@@ -48,13 +49,16 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
-    def chat(self, messages: list[Message]) -> list[int]:
-        """The ids of a conversation, ready for the assistant's turn. Raises InputError without a chat template."""
+    def chat(self, messages: Sequence[Message], *, answer: bool = True) -> list[int]:
+        """The ids of a conversation, ready for the assistant's turn if it is to `answer`.
+
+        Raises InputError without a chat template.
+        """
         if self._template is None:
-            raise InputError("the model has no chat template", where=self._where, hint="use --raw")
+            raise InputError("the model has no chat template", where=self._where, hint="use --raw, or plain text")
         try:
             text = self._environment.from_string(self._template).render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
+                messages=messages, add_generation_prompt=answer, **self._special_tokens
             )
         except Exception as error:  # a template may divide by zero, recurse or add text to numbers
             raise InputError(f"the chat template refuses the conversation: {error}", where=self._where) from error

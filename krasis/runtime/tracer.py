@@ -1,24 +1,29 @@
-"""Counts which experts the router chose while a model runs."""
+"""Watches what the router chooses while a model runs."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from krasis.heat.routing import Choices, ChoiceWeights
+
 
 class Tracer:
-    """`counts[layer]` is int64 [experts]: tokens routed to each since the last `take`."""
+    """Keeps every token's choices until they are taken. `experts` maps layers to how many experts each has."""
 
-    def __init__(self, moe_layers: dict[int, int]) -> None:
-        self._experts = moe_layers
-        self.counts = self._zeros()
+    def __init__(self, experts: dict[int, int]) -> None:
+        self.experts = experts
+        self._ids: dict[int, list[Tensor]] = {layer: [] for layer in experts}
+        self._weights: dict[int, list[Tensor]] = {layer: [] for layer in experts}
 
-    def record(self, layer: int, ids: Tensor) -> None:
-        """Note expert ids int64 [tokens, top_k] of one layer."""
-        self.counts[layer] += torch.bincount(ids.flatten(), minlength=self._experts[layer])
+    def record(self, layer: int, ids: Tensor, weights: Tensor) -> None:
+        """Note expert ids int64 [tokens, top_k] of one layer and their routing weights float32 [tokens, top_k]."""
+        self._ids[layer].append(ids)
+        self._weights[layer].append(weights)
 
-    def take(self) -> dict[int, Tensor]:
-        """The counts so far, and start from zero."""
-        taken, self.counts = self.counts, self._zeros()
-        return taken
-
-    def _zeros(self) -> dict[int, Tensor]:
-        return {layer: torch.zeros(experts, dtype=torch.int64) for layer, experts in self._experts.items()}
+    def take(self) -> tuple[Choices, ChoiceWeights]:
+        """What was chosen since the last `take`, for at least one token."""
+        choices = {layer: np.asarray(torch.cat(found)) for layer, found in self._ids.items()}
+        weights = {layer: np.asarray(torch.cat(found)) for layer, found in self._weights.items()}
+        for found in (*self._ids.values(), *self._weights.values()):
+            found.clear()
+        return choices, weights

@@ -105,7 +105,7 @@ def _with_bias(linear: Linear, bias: PackedMatrix | None) -> Linear:
 
 def _traced(experts: Experts, layer: int, tracer: Tracer) -> Experts:
     def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        tracer.record(layer, ids)
+        tracer.record(layer, ids, weights)
         return experts(x, ids, weights)
 
     return run

@@ -48,7 +48,7 @@ MATRIX = {
 }
 VERIFY = {"ok", "bytes", "broken", "root_hash", "seconds", "bytes_per_s"}
 EVAL = {"nll", "tokens", "files", "path", "device"}
-PROFILE_HEAT = {"tokens", "held_out_tokens", "layers", "coverage", "profile", "imatrix"}
+PROFILE_HEAT = {"tokens", "decode_tokens", "held_out_tokens", "layers", "coverage", "profile", "imatrix"}
 RUN = {
     "text",
     "token_ids",

@@ -14,15 +14,16 @@ from krasis.convert.presets import PRESETS, check
 from krasis.errors import FitError, InputError, UsageError
 from krasis.heat import imatrix
 from krasis.heat.imatrix import Imatrix
+from krasis.heat.partial import Job, Partial
 from krasis.models.blocks.mlp import swiglu
 from krasis.models.blocks.moe import Moe
-from krasis.pack.manifest import Settings
+from krasis.pack.manifest import Origin, Settings
 from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 from krasis.quant import feedback, int4, int8
 from krasis.runtime import engine as engines
 from krasis.runtime.backend import PackedMatrix
-from krasis.runtime.eval import Loss, text_loss
+from krasis.runtime.eval import Loss, text_loss, windows
 from krasis.runtime.heat import measure, save_imatrix
 from krasis.runtime.reference import dequantize
 from krasis.runtime.tokenizer import Tokenizer
@@ -50,11 +51,20 @@ def imatrix_of(pack_of, open_engine, late_ids, tmp_path_factory):
         if family not in made:
             made[family] = tmp_path_factory.mktemp("imatrix") / family
             engine = open_engine(pack_of(family), trace=True, moments=True)
-            tokens = measure(engine, late_ids, WINDOW, lambda tokens: None).tokens
+            tokens = run(engine, late_ids, made[family])
             save_imatrix(engine, Pack(pack_of(family)), (), tokens, made[family])
         return made[family]
 
     return make
+
+
+def run(engine, texts, destination):
+    """Measure on texts, in prefill alone: the tokens that count."""
+    corpus = tuple(Origin("text", 0, "0" * 64) for _ in texts)
+    job = Job("test", "0" * 64, corpus, WINDOW, 0, None, "cpu", None, traces=False)
+    partial = Partial(destination, job, engine.tracer.experts, resumable=False)
+    heats = measure(engine, [list(windows(ids, WINDOW)) for ids in texts], partial, lambda tokens: None)
+    return sum(heat.profile.tokens for heat in heats)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,7 @@ def settings_of(preset, expert_bits=4, **options):
     return Settings(expert_bits, 8, 128, ("marlin", "cpu"), **of_preset(preset) | options)
 
 
-def test_capture_is_the_hand_computation(exact_pack, open_engine, text_ids, monkeypatch):
+def test_capture_is_the_hand_computation(exact_pack, open_engine, text_ids, monkeypatch, tmp_path):
     seen, original = {}, Moe.__call__
 
     def spy(moe, x):
@@ -90,7 +100,7 @@ def test_capture_is_the_hand_computation(exact_pack, open_engine, text_ids, monk
     path = exact_pack("qwen3_moe")
     engine = open_engine(path, trace=True, moments=True)
     ids = next(iter(text_ids.values()))[: 4 * WINDOW]
-    assert measure(engine, [ids], WINDOW, lambda tokens: None).tokens == 3 * WINDOW
+    assert run(engine, [ids], tmp_path / "heat") == 3 * WINDOW
     found = dict(engine.moments.layers())
     assert len(found) == len(seen) == 4
     for layer, calls in enumerate(seen.values()):

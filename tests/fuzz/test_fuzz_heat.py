@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -13,11 +14,10 @@ from mutate import mutated, spoilt
 
 from krasis.errors import InputError
 from krasis.heat import profile
-from krasis.heat.profile import HeatProfile, LayerHeat
-from krasis.pack.manifest import Origin
+from krasis.heat.profile import HeatProfile
 
-LAYERS = (LayerHeat(0, (5, 0, 7)), LayerHeat(2, (12, 0, 0)))
-PROFILE = HeatProfile("krasis-heat", 1, "test", "ab" * 32, (Origin("a text.txt", 9, "0" * 64),), 12, LAYERS)
+VALID = Path(__file__).parents[2] / "formats/vectors/heat-v1/valid"
+PROFILE = profile.decode((VALID / "two-phases.json.zst").read_bytes(), "two-phases")
 RAW = PROFILE.encode()
 TREE = json.loads(zstandard.decompress(RAW))
 
@@ -49,7 +49,9 @@ def test_a_changed_profile_is_refused_or_sound(tree):
     found = decoded(zstandard.compress(json.dumps(tree).encode()))
     if found is not None:
         assert profile.decode(found.encode(), "") == found
-        assert all(0 <= count <= found.tokens for layer in found.layers for count in layer.counts)
+        for phase in ("prefill", "decode"):
+            routing = found.routing(phase)
+            assert all(0 <= count <= routing.tokens for counts in routing.counts.values() for count in counts)
 
 
 def raw_block(size):

@@ -4,11 +4,7 @@ import json
 import runpy
 
 import jsonschema
-import msgspec
 import pytest
-
-from krasis.heat.profile import HeatProfile, LayerHeat
-from krasis.pack.manifest import Origin
 
 
 @pytest.mark.parametrize("name", ["pack-v1.schema.json", "heat-v1.schema.json", "imatrix-v1.schema.json"])
@@ -27,13 +23,3 @@ def test_converted_packs_pass_the_schema(formats, demo_pack, expert_bits, dense_
     jsonschema.validate(tree, json.loads((formats / "pack-v1.schema.json").read_bytes()))
     found = {segment["layout"] for file in tree["files"] for segment in file["segments"]}
     assert found == ({"plain"} if expert_bits == 16 else {"plain", *layouts})
-
-
-def test_heat_profile_passes_the_schema(formats):
-    corpus = (Origin("a text.txt", 1, "0" * 64),)
-    profile = HeatProfile("krasis-heat", 1, "krasis", "f" * 64, corpus, 3, (LayerHeat(0, (3, 0)), LayerHeat(2, (1,))))
-    schema = json.loads((formats / "heat-v1.schema.json").read_bytes())
-    tree = json.loads(msgspec.json.encode(profile))
-    jsonschema.validate(tree, schema)
-    with pytest.raises(jsonschema.ValidationError, match="krasis-hea"):
-        jsonschema.validate(tree | {"format": "krasis-hea"}, schema)

@@ -1,0 +1,179 @@
+"""krasis profile-heat: which experts a workload uses."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from krasis.cli.console import Reporter, emit_json, note
+from krasis.cli.inspect import JsonOption, PackArgument
+from krasis.cli.options import (
+    DeviceOption,
+    LayoutOption,
+    MoreTextArgument,
+    ThreadsOption,
+    TokensOption,
+    WindowOption,
+    show_notes,
+)
+from krasis.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from krasis.heat.partial import Partial, TextHeat
+    from krasis.heat.profile import HeatProfile
+    from krasis.pack.manifest import Origin
+    from krasis.pack.reader import Pack
+    from krasis.runtime.corpus import TextFile
+    from krasis.runtime.engine import Engine
+
+SHARES = (0.1, 0.2, 0.3)
+
+
+def profile_heat(
+    pack: PackArgument,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE...", help="Text files, UTF-8; *.jsonl holds a conversation a line."),
+    ] = None,
+    more: MoreTextArgument = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", metavar="FILE...", help="Add up these profiles; runs nothing.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Keep the profile in the pack under this name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the profile to this file instead.")] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the importance matrix that convert takes.")
+    ] = None,
+    window: WindowOption = 512,
+    decode_tokens: Annotated[
+        int, typer.Option(help="Run so many tokens at the end of each window one by one, and count them as decode.")
+    ] = 32,
+    tokens: TokensOption = None,
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Count which experts a workload uses; a quarter of the text is held out to score the profile on.
+
+    Stopped, the same command goes on where it was.
+    """
+    from krasis.heat import profile
+    from krasis.heat.partial import Job, Partial
+    from krasis.pack.reader import Pack
+    from krasis.runtime.corpus import TextFile
+    from krasis.runtime.devices import open_backend
+    from krasis.runtime.engine import Engine
+    from krasis.runtime.heat import TOOL, held_out_coverage, profile_of, save_imatrix
+    from krasis.runtime.tokenizer import Tokenizer
+
+    if bool(text) == bool(merge):
+        raise UsageError("profile-heat measures or merges", expected="one of --text and --merge")
+    if name and out:
+        raise UsageError("--name and --out name two places", expected="one of them")
+    destination = out or profile.path_in(pack, name or "default")
+    opened = Pack(pack)
+    if merge:
+        if imatrix:
+            raise UsageError("--imatrix needs --text", expected="profiles alone to merge")
+        _merge(opened, [*merge, *(more or [])], destination, json)
+        return
+    _check_cuts(window, decode_tokens, tokens)
+    tokenizer = Tokenizer(opened)
+    texts = [TextFile(path, tokenizer, window, tokens) for path in [*(text or []), *(more or [])]]
+    corpus, total = _scan(texts, window)
+    backend, notes = open_backend(device, threads)
+    engine = Engine(opened, backend, context=window, layout=layout, trace=True, moments=imatrix is not None)
+    show_notes(notes + engine.notes)
+    assert engine.tracer is not None
+    if not engine.tracer.experts:
+        raise InputError("the model has no routed experts", where=pack)
+    job = Job(TOOL, opened.manifest.root, corpus, window, decode_tokens, tokens, backend.name, layout, traces=False)
+    partial = Partial(destination, job, engine.tracer.experts, resumable=imatrix is None)
+    measured = _measure(engine, texts, partial, total)
+    found = profile_of(engine, opened, corpus, measured)
+    profile.save(found, destination)
+    if imatrix:
+        save_imatrix(engine, opened, corpus, found.tokens.prefill + found.tokens.decode, imatrix)
+    partial.remove()
+    coverage = {f"{share:.0%}".rstrip("%"): held_out_coverage(measured, share) for share in SHARES}
+    _show(found, destination, coverage, imatrix, json)
+
+
+def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
+    if window < 2:
+        raise UsageError(f"--window is {window}", expected="2 or more")
+    if not 0 <= decode_tokens < window:
+        raise UsageError(f"--decode-tokens is {decode_tokens}", expected="0 or more, fewer than --window")
+    if tokens is not None and tokens < 2:
+        raise UsageError(f"--tokens is {tokens}", expected="2 or more")
+
+
+def _scan(texts: "list[TextFile]", window: int) -> "tuple[tuple[Origin, ...], int]":
+    """The origins of all texts and their tokens, before anything is run: faults show at once."""
+    from krasis.runtime.heat import check_enough
+
+    origins = tuple(text.origin() for text in texts)
+    windows, tokens = [0] * len(texts), 0
+    with Reporter() as reporter:
+        reporter.start("reading", sum(origin.bytes for origin in origins))
+        for i, text in enumerate(texts):
+            for ids in text:
+                windows[i], tokens = windows[i] + 1, tokens + len(ids)
+            reporter.advance(origins[i].bytes)
+    check_enough(windows, window)
+    return origins, tokens
+
+
+def _measure(engine: "Engine", texts: "list[TextFile]", partial: "Partial", total: int) -> "list[TextHeat]":
+    """Measure, showing progress, and say where a run that is stopped goes on."""
+    from krasis.runtime.heat import measure
+
+    if partial.dropped:
+        note(f"{partial.path} starts over: {partial.dropped}")
+    if not partial.resumable:
+        note("with --imatrix a run that is stopped starts over")
+    with Reporter("tokens") as reporter:
+        reporter.start("profiling", total)
+        try:
+            return measure(engine, texts, partial, reporter.advance)
+        except KeyboardInterrupt:
+            if partial.resumable:
+                note(f"stopped; the same command goes on from {partial.path}")
+            raise
+
+
+def _merge(pack: "Pack", paths: list[Path], destination: Path, json: bool) -> None:
+    from krasis.heat import profile
+    from krasis.runtime.heat import TOOL
+
+    found = profile.merged([profile.read(path, pack.manifest) for path in paths], TOOL)
+    hashes = [text.sha256 for text in found.corpus]
+    for text in {text.sha256: text for text in found.corpus if hashes.count(text.sha256) > 1}.values():
+        note(f"{text.name} counts {hashes.count(text.sha256)} times")
+    profile.save(found, destination)
+    _show(found, destination, None, None, json)
+
+
+def _show(
+    found: "HeatProfile", destination: Path, coverage: dict[str, float] | None, imatrix: Path | None, json: bool
+) -> None:
+    counted = found.tokens.prefill + found.tokens.decode
+    held_out = sum(text.held_out for text in found.corpus)
+    result: dict[str, Any] = {
+        "tokens": counted,
+        "decode_tokens": found.tokens.decode,
+        "held_out_tokens": held_out,
+        "layers": len(found.layers),
+        "coverage": coverage,
+        "profile": str(destination),
+        "imatrix": imatrix and str(imatrix),
+    }
+    if json:
+        emit_json(result)
+        return
+    print(f"{destination}: {counted} tokens, {found.tokens.decode} of them decoded, {len(found.layers)} layers")
+    if imatrix:
+        print(f"{imatrix}: the importance matrix, for krasis convert --imatrix")
+    for share, mass in (coverage or {}).items():
+        print(f"  hottest {share}% of experts hold {mass:.1%} of the routing of {held_out} held-out tokens")
