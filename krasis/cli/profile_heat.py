@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from krasis.cli import heat_worth
 from krasis.cli.console import Reporter, emit_json, note
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import (
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from krasis.runtime.engine import Engine
 
 SHARES = (0.1, 0.2, 0.3)
+OUTPUTS = {
+    "imatrix": "the importance matrix, for krasis convert --imatrix",
+    "plot": "heat, coverage and how texts differ",
+    "report": "the same as a page for any browser",
+}
 
 
 def profile_heat(
@@ -44,6 +50,15 @@ def profile_heat(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the importance matrix that convert takes.")
     ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Score the profile on held-out text, beside an oracle and caches.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw heat and hits: a .png or .svg. Evaluates.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write both as one interactive HTML page. Evaluates.")
+    ] = None,
     window: WindowOption = 512,
     decode_tokens: Annotated[
         int, typer.Option(help="Run so many tokens at the end of each window one by one, and count them as decode.")
@@ -58,7 +73,7 @@ def profile_heat(
 
     Stopped, the same command goes on where it was.
     """
-    from krasis.heat import profile
+    from krasis.heat import pictures, profile
     from krasis.heat.partial import Job, Partial
     from krasis.pack.reader import Pack
     from krasis.runtime.corpus import TextFile
@@ -73,31 +88,37 @@ def profile_heat(
         raise UsageError("--name and --out name two places", expected="one of them")
     destination = out or profile.path_in(pack, name or "default")
     opened = Pack(pack)
+    evaluate = evaluate or bool(plot or report)
     if merge:
-        if imatrix:
-            raise UsageError("--imatrix needs --text", expected="profiles alone to merge")
+        if imatrix or evaluate:
+            option = "--imatrix" if imatrix else "--evaluate, --plot or --report"
+            raise UsageError(f"{option} needs --text", expected="profiles alone to merge")
         _merge(opened, [*merge, *(more or [])], destination, json)
         return
     _check_cuts(window, decode_tokens, tokens)
+    if plot:
+        pictures.check(plot)
     tokenizer = Tokenizer(opened)
     texts = [TextFile(path, tokenizer, window, tokens) for path in [*(text or []), *(more or [])]]
-    corpus, total = _scan(texts, window)
+    corpus, total = _scan(texts, window, every=evaluate)
     backend, notes = open_backend(device, threads)
     engine = Engine(opened, backend, context=window, layout=layout, trace=True, moments=imatrix is not None)
     show_notes(notes + engine.notes)
     assert engine.tracer is not None
     if not engine.tracer.experts:
         raise InputError("the model has no routed experts", where=pack)
-    job = Job(TOOL, opened.manifest.root, corpus, window, decode_tokens, tokens, backend.name, layout, traces=False)
+    job = Job(TOOL, opened.manifest.root, corpus, window, decode_tokens, tokens, backend.name, layout, evaluate)
     partial = Partial(destination, job, engine.tracer.experts, resumable=imatrix is None)
     measured = _measure(engine, texts, partial, total)
     found = profile_of(engine, opened, corpus, measured)
     profile.save(found, destination)
     if imatrix:
         save_imatrix(engine, opened, corpus, found.tokens.prefill + found.tokens.decode, imatrix)
+    scored = heat_worth.evaluate(opened, found, measured, plot, report) if evaluate else None
     partial.remove()
     coverage = {f"{share:.0%}".rstrip("%"): held_out_coverage(measured, share) for share in SHARES}
-    _show(found, destination, coverage, imatrix, json)
+    outputs = {"imatrix": imatrix, "plot": plot, "report": report}
+    _show(found, destination, coverage, outputs, scored, json)
 
 
 def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
@@ -109,8 +130,11 @@ def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
         raise UsageError(f"--tokens is {tokens}", expected="2 or more")
 
 
-def _scan(texts: "list[TextFile]", window: int) -> "tuple[tuple[Origin, ...], int]":
-    """The origins of all texts and their tokens, before anything is run: faults show at once."""
+def _scan(texts: "list[TextFile]", window: int, *, every: bool) -> "tuple[tuple[Origin, ...], int]":
+    """The origins of all texts and their tokens, before anything is run: faults show at once.
+
+    `every` text must be long enough to be scored on, or just one.
+    """
     from krasis.runtime.heat import check_enough
 
     origins = tuple(text.origin() for text in texts)
@@ -121,6 +145,9 @@ def _scan(texts: "list[TextFile]", window: int) -> "tuple[tuple[Origin, ...], in
             for ids in text:
                 windows[i], tokens = windows[i] + 1, tokens + len(ids)
             reporter.advance(origins[i].bytes)
+    if every:
+        for origin, found in zip(origins, windows, strict=True):
+            check_enough([found], window, origin.name)
     check_enough(windows, window)
     return origins, tokens
 
@@ -152,28 +179,39 @@ def _merge(pack: "Pack", paths: list[Path], destination: Path, json: bool) -> No
     for text in {text.sha256: text for text in found.corpus if hashes.count(text.sha256) > 1}.values():
         note(f"{text.name} counts {hashes.count(text.sha256)} times")
     profile.save(found, destination)
-    _show(found, destination, None, None, json)
+    _show(found, destination, None, {}, None, json)
 
 
 def _show(
-    found: "HeatProfile", destination: Path, coverage: dict[str, float] | None, imatrix: Path | None, json: bool
+    found: "HeatProfile",
+    destination: Path,
+    coverage: dict[str, float] | None,
+    outputs: dict[str, Path | None],
+    scored: dict[str, Any] | None,
+    json: bool,
 ) -> None:
     counted = found.tokens.prefill + found.tokens.decode
     held_out = sum(text.held_out for text in found.corpus)
-    result: dict[str, Any] = {
-        "tokens": counted,
-        "decode_tokens": found.tokens.decode,
-        "held_out_tokens": held_out,
-        "layers": len(found.layers),
-        "coverage": coverage,
-        "profile": str(destination),
-        "imatrix": imatrix and str(imatrix),
-    }
     if json:
-        emit_json(result)
+        written = {kind: (path := outputs.get(kind)) and str(path) for kind in ("imatrix", "plot", "report")}
+        emit_json(
+            {
+                "tokens": counted,
+                "decode_tokens": found.tokens.decode,
+                "held_out_tokens": held_out,
+                "layers": len(found.layers),
+                "coverage": coverage,
+                "profile": str(destination),
+                **written,
+                "evaluation": scored,
+            }
+        )
         return
     print(f"{destination}: {counted} tokens, {found.tokens.decode} of them decoded, {len(found.layers)} layers")
-    if imatrix:
-        print(f"{imatrix}: the importance matrix, for krasis convert --imatrix")
+    for kind, path in outputs.items():
+        if path:
+            print(f"{path}: {OUTPUTS[kind]}")
     for share, mass in (coverage or {}).items():
         print(f"  hottest {share}% of experts hold {mass:.1%} of the routing of {held_out} held-out tokens")
+    if scored:
+        heat_worth.show(scored)

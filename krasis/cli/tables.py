@@ -65,6 +65,29 @@ def print_source(files: Iterable[Mapping[str, Any]]) -> None:
         print(f"{file['sha256']}  {plain(file['name'])}")
 
 
+def print_worth(scored: Mapping[str, Any]) -> None:
+    """A `krasis.heat.evaluation.Scored` as JSON has it: each policy at each share of resident experts."""
+    at = scored["shares"]
+    shares, policies = tuple(f"{found['share']:.0%}" for found in at), at[0]["policies"]
+    hits = ((name, *(f"{found['policies'][name]['pairs']:.1%}" for found in at)) for name in policies)
+    _print(_table(("hits with so many resident", *shares), hits, left=1))
+    moved = ((name, *(human(found["policies"][name]["bytes_per_token"]) for found in at)) for name in policies)
+    _print(_table(("missed, bytes a token", *shares), moved, left=1))
+
+
+def print_transfers(transfers: Iterable[Mapping[str, Any]], share: float) -> None:
+    """`krasis.heat.evaluation.Transfer`s as JSON has them, at one share: hits, and tokens until a cache recovers."""
+    heads = ("profile of", "on", f"hits, {share:.0%}", "uniform", "oracle", "seeded LFU", "half back", "90% back")
+    rows = []
+    for transfer in transfers:
+        i = next(i for i, found in enumerate(transfer["shares"]) if found["share"] == share)
+        policies, back = transfer["shares"][i]["policies"], transfer["regained"][i]["seeded_lfu"]
+        hits = (f"{policies[name]['pairs']:.1%}" for name in ("profile", "uniform", "oracle", "seeded_lfu"))
+        tokens = ("never" if back[part] is None else f"{back[part]} tokens" for part in ("half", "most"))
+        rows.append((transfer["profile"], transfer["text"], *hits, *tokens))
+    _print(_table(heads, rows, left=2))
+
+
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[object, ...]], left: int) -> Table:
     """The first `left` columns are words, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))

@@ -1,5 +1,6 @@
 """Pictures of a heat profile and its evaluation, drawn with matplotlib where it is installed."""
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,17 +42,22 @@ def load(counts: Counts) -> NDArray[np.float64]:
     return found
 
 
+def check(path: Path) -> None:
+    """Raises UsageError for a picture that is neither PNG nor SVG, or without matplotlib: before all work."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError("no such kind of picture", where=path, expected="a name that ends in .png or .svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("pictures need matplotlib", hint="install it with: pip install 'krasis[plot]'")
+
+
 def plot(path: Path, domains: Sequence[Domain], evaluation: Evaluation) -> None:
     """Write one picture, PNG or SVG as its name says: heat maps, coverage, and how domains differ.
 
-    Raises UsageError for another suffix, without matplotlib, or where nothing can be written there.
+    Raises UsageError as `check` does, or where nothing can be written there.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError("no such kind of picture", where=path, expected="a name that ends in .png or .svg")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("pictures need matplotlib", hint="install it with: pip install 'krasis[plot]'") from error
+    check(path)
+    from matplotlib.figure import Figure
+
     rows = -(-len(domains) // ROW) if len(domains) > 1 else 0
     figure = Figure(figsize=(14, 11 + 4 * rows), dpi=110, layout="constrained")
     parts: Any = figure.subfigures(2 + bool(rows), 1, height_ratios=[5, 6, *([4 * rows] if rows else [])])

@@ -44,11 +44,11 @@ def measure(
     return partial.texts
 
 
-def check_enough(windows: Sequence[int], size: int) -> None:
+def check_enough(windows: Sequence[int], size: int, where: str | None = None) -> None:
     """Raises InputError where no text has so many windows that one of them is held out."""
     if max(windows) < HOLD_OUT:
         expected = f"at least {HOLD_OUT} windows of {size} tokens in a file, one of which is held out"
-        raise InputError("too little text for a heat profile", expected=expected)
+        raise InputError("too little text for a heat profile", where=where, expected=expected)
 
 
 def held_out_coverage(texts: Sequence[TextHeat], share: float) -> float:
