@@ -69,8 +69,13 @@ class TextFile:
         yield from windows(ids, self._window)
 
     def _conversations(self) -> Iterator[list[int]]:
-        for messages in conversations(self.path):
-            yield from windows(self._tokenizer.chat(messages, answer=False), self._window)
+        for number, messages in conversations(self.path):
+            try:
+                ids = self._tokenizer.chat(messages, answer=False)
+            except InputError as error:
+                what = f"line {number}: {error.what}"
+                raise InputError(what, where=self.path, expected=error.expected, hint=error.hint) from error
+            yield from windows(ids, self._window)
 
 
 def pieces(path: Path, size: int = PIECE) -> Iterator[str]:
@@ -96,28 +101,31 @@ def pieces(path: Path, size: int = PIECE) -> Iterator[str]:
         raise InputError(f"not UTF-8 text: byte {read - len(error.object) + error.start}", where=path) from error
 
 
-def conversations(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The messages of each line. Raises InputError where it is no object with `messages` of a role each."""
+def conversations(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Number and messages of each line that is not blank.
+
+    Raises InputError where it is no object with `messages`, each of a role.
+    """
     expected = '{"messages": [{"role": ..., "content": ...}, ...]}'
     try:
         with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE + 1):
-                number += 1
-                if not line.strip():
-                    continue
-                try:
-                    if len(line) > MAX_LINE:
-                        raise ValueError(f"longer than {MAX_LINE} bytes")
-                    messages = msgspec.json.decode(line, type=_Conversation).messages
-                    if not all(isinstance(message.get("role"), str) for message in messages):
-                        raise ValueError("a message without a role")
-                except (ValueError, RecursionError) as error:
-                    what = f"line {number} is no conversation: {error}"
-                    raise InputError(what, where=path, expected=expected) from error
-                yield messages
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if line.strip():
+                    yield number, _messages(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"line {number} is no conversation: {error}", where=path, expected=expected) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _messages(line: bytes) -> list[dict[str, Any]]:
+    """Raises ValueError where it holds none."""
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE} bytes")
+    messages = msgspec.json.decode(line, type=_Conversation).messages
+    if not all(isinstance(message.get("role"), str) for message in messages):
+        raise ValueError("a message without a role")
+    return messages
 
 
 def _border(text: str) -> int:

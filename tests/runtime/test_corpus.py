@@ -102,6 +102,18 @@ def test_lines_that_are_no_conversation_are_refused(line, says, tokenizer, tmp_p
     assert str(path) in str(caught.value)
 
 
+def test_the_line_that_the_template_refuses_is_named(demo_pack, tmp_path):
+    class Picky(Tokenizer):
+        def _default_template(self):
+            return "{{ messages[1].content + '!' }}"
+
+    path = tmp_path / "talk.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in (TALK, TALK[:1])))
+    with pytest.raises(InputError, match="line 2: the chat template refuses the conversation") as caught:
+        list(TextFile(path, Picky(Pack(demo_pack())), 20))
+    assert str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("at", [0, 100, 5000, 9999])
 def test_the_byte_that_is_no_text_is_named(at, tmp_path):
     path, raw = tmp_path / "text", bytearray(b"line\n" * 2000)
