@@ -14,7 +14,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 demo: .venv/built
 	$(BIN)/krasis convert $(MODEL) $(PACK) --force
 	$(BIN)/krasis inspect $(PACK)
-	$(BIN)/krasis profile-heat $(PACK) --text $(TEXT) --tokens 8192
+	$(BIN)/krasis profile-heat $(PACK) --text $(TEXT) --tokens 8192 --report build/demo/heat.html
 	$(BIN)/krasis run $(PACK) --raw --prompt "def " --temperature 0.7 --top-p 0.9 --seed 1 --stats
 
 test: .venv/dev

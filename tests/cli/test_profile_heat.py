@@ -138,3 +138,58 @@ def test_another_text_starts_over_and_says_so(krasis, demo_pack, texts, tmp_path
     found = krasis("profile-heat", demo_pack(), "--text", texts[0], "--tokens", 2048, "--out", out)
     assert f"{work} starts over: it can't be read" in found.err
     assert not work.exists()
+
+
+def test_a_profile_is_scored_drawn_and_reported(krasis, demo_pack, texts, tmp_path):
+    plot, report = tmp_path / "heat.svg", tmp_path / "heat.html"
+    outputs = ("--out", tmp_path / "heat.json.zst", "--plot", plot, "--report", report)
+    found = krasis("profile-heat", demo_pack(), "--text", *texts, "--tokens", 2048, *outputs, "--json").json
+    scored = found["evaluation"]
+    assert (found["plot"], found["report"]) == (str(plot), str(report))
+    assert plot.read_text().startswith("<?xml")
+    assert all(text.name in report.read_text() for text in texts)
+    assert not list(tmp_path.glob("*.partial*"))
+    at = {share["share"]: share["policies"] for share in scored["together"]["shares"]}
+    for policies in at.values():
+        assert policies["uniform"]["pairs"] < policies["profile"]["pairs"] <= policies["oracle"]["pairs"]
+    assert at[0.1]["profile"]["pairs"] == pytest.approx(found["coverage"]["10"])
+    experts = Pack(demo_pack()).segment("layers.0.experts", "marlin")
+    assert scored["slot_bytes"] == experts.record_bytes
+    assert len(scored["transfers"]) == 9
+
+
+def test_a_profile_covers_nearly_what_an_oracle_does(family, krasis, pack_of, texts, tmp_path):
+    out = tmp_path / "heat.json.zst"
+    flags = ("--tokens", 4096, "--out", out, "--evaluate", "--json")
+    scored = krasis("profile-heat", pack_of(family), "--text", *texts, *flags).json["evaluation"]
+    for share in scored["together"]["shares"]:
+        assert share["policies"]["profile"]["pairs"] >= 0.99 * share["policies"]["oracle"]["pairs"]
+    # A profile of code says little of scripture; a cache that it seeds recovers.
+    (foreign,) = (t for t in scored["transfers"] if (t["profile"], t["text"]) == ("dev-code.txt", "dev-scripture.txt"))
+    quarter = next(share["policies"] for share in foreign["shares"] if share["share"] == 0.25)
+    assert quarter["profile"]["pairs"] < 0.75 * quarter["oracle"]["pairs"]
+    assert quarter["seeded_lfu"]["pairs"] > 0.9 * quarter["oracle"]["pairs"]
+
+
+def test_people_get_tables(krasis, demo_pack, texts, tmp_path):
+    out = tmp_path / "heat.json.zst"
+    said = krasis("profile-heat", demo_pack(), "--text", *texts[:2], "--tokens", 2048, "--out", out, "--evaluate").out
+    for word in ("oracle", "seeded_lfu", "missed, bytes a token", "90% back"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--plot", "heat.jpg"), "ends in .png or .svg"),
+        (("--tokens", 1024, "--evaluate"), "too little text"),
+        (("--merge", "a.json.zst", "--report", "a.html"), "--text"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_scored_is_refused_before_it_runs(flags, said, krasis, demo_pack, texts, tmp_path):
+    text = () if "--merge" in flags else ("--text", *texts)
+    found = krasis("profile-heat", demo_pack(), *text, "--out", tmp_path / "heat.json.zst", *flags)
+    assert found.code in (USAGE, BAD_INPUT)
+    assert said in found.error
+    assert not list(tmp_path.iterdir())
