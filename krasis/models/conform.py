@@ -8,18 +8,23 @@ from krasis import models
 from krasis.errors import InputError
 from krasis.models.family import Family, ModelSpec
 from krasis.models.weight import Group
-from krasis.pack.manifest import Segment
+from krasis.pack.manifest import Manifest, Segment
 from krasis.pack.reader import Pack
 
 
 def read_spec(pack: Pack) -> ModelSpec:
     """The normalized model spec that the pack carries."""
-    tree: dict[str, Any] = pack.manifest.model
+    return spec_of(pack.manifest, pack.path)
+
+
+def spec_of(manifest: Manifest, where: object) -> ModelSpec:
+    """The normalized model spec of a manifest. Raises InputError where it is none."""
+    tree: dict[str, Any] = manifest.model
     family = models.get(str(tree.get("model_type")))
     try:
         return msgspec.convert(tree, family.Spec)
     except msgspec.ValidationError as error:
-        raise InputError(f"the pack's model spec is not valid: {error}", where=pack.path) from error
+        raise InputError(f"the pack's model spec is not valid: {error}", where=where) from error
 
 
 def check_pack(pack: Pack, family: Family, spec: ModelSpec) -> None:
