@@ -63,7 +63,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes for sequences of `context` tokens, whose prompts have `prompt` tokens as a rule."""
+    """Bytes for sequences of `context` tokens, whose prompts have `prompt` of them as a rule."""
 
     outline: Outline
     context: int
@@ -74,9 +74,9 @@ class Memory:
         """Raising the budget raises this by less, so what is left for weights never shrinks.
 
         The prompt is taken at once if that costs no more than the budget's part in `CHUNK_SHARE`, else in chunks of as
-        many tokens as fit there, or `LEAST_CHUNK`. State of sliding windows grows with the chunk too.
+        many tokens as fit there, or in `LEAST_CHUNK`. State of sliding windows grows with the chunk too.
         """
-        least, most = self._growing(LEAST_CHUNK), self._growing(self.prompt)
+        least, most = self._growing(min(LEAST_CHUNK, self.prompt)), self._growing(self.prompt)
         grown = max(least, min(most, self._growing(1) + budget // CHUNK_SHARE))
         chunk = self._chunk(grown)
         kv = self._state(chunk)
@@ -94,15 +94,14 @@ class Memory:
 
     def _chunk(self, grown: int) -> int:
         """The most tokens for which `_growing` is within `grown`, at most the prompt."""
-        low, high = 1, min(self.prompt, self.context)
+        low, high = 1, self.prompt
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._growing(middle) <= grown else (low, middle - 1)
         return low
 
     def _growing(self, chunk: int) -> int:
-        """State, and activations of a chunk, which is never longer than the context."""
-        chunk = min(chunk, self.context)
+        """State, and activations of a chunk."""
         return self._state(chunk) + activations(self.outline, chunk, self.context)
 
     def _state(self, chunk: int) -> int:

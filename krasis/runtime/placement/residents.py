@@ -29,9 +29,18 @@ class Candidates:
 
         Where all experts have one size, as in every family so far, it is the share of (token, expert) pairs.
         """
-        read = self.probability * self.bytes
-        total = read.sum()
-        return min(float(read[resident].sum() / total), 1.0) if total else None
+        return self._share(resident, np.ones_like(resident)) if len(resident) else None
+
+    def layer_hit_rates(self, resident: NDArray[np.bool_]) -> dict[int, float]:
+        """Layer -> its own."""
+        return {layer: self._share(resident, self.layer == layer) for layer in np.unique(self.layer).tolist()}
+
+    def _share(self, resident: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
+        # Summed in one order and so that all give exactly 1; what no profile saw is a miss unless all are there.
+        if resident[among].all():
+            return 1.0
+        read = np.where(among, self.probability * self.bytes, 0.0)
+        return float(read[resident].sum() / read.sum()) if read.any() else 0.0
 
 
 def candidates(outline: Outline, routing: Routing | None) -> Candidates:
