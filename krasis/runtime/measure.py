@@ -55,7 +55,7 @@ def _device(pool: Pool, memory: Tensor, host_read: float) -> dict[str, float]:
     pcie = COPY_BYTES / _best(_synchronized(copy))
     source = torch.zeros(DEVICE_BYTES, dtype=torch.uint8, device="cuda")
     sink = torch.empty_like(source)
-    square = torch.zeros(SQUARE, SQUARE, dtype=torch.bfloat16, device="cuda")
+    square = torch.randn(SQUARE, SQUARE, dtype=torch.bfloat16, device="cuda")
     tiny = torch.zeros(1, device="cuda")
     return {
         "pcie": pcie,

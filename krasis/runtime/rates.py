@@ -50,13 +50,15 @@ REFERENCE = Rates(
     pcie=52e9,
     together=104e9,
     device_read=2990e9,
-    device_products=150e12,
+    device_products=300e12,
     hand_off_s=17e-6,
     exchange_s=20e-6,
     launch_s=11e-6,
     register_s=0.05 / (1 << 30),
 )
-"""Measured on that machine, all but these: multiply-adds are what kernels should reach, the exchange a guess."""
+"""Measured on that machine, but for multiply-adds, of which the processor's are what whole prompts reached there and the
+GPU's what dense 16-bit products reach on most cards of the kind, and for the exchange, a guess.
+"""
 
 
 def machine() -> str:

@@ -7,10 +7,9 @@ import msgspec
 
 from krasis import models
 from krasis.errors import InputError
-from krasis.models.blocks.latent_attention import HEADS_AT_ONCE
 from krasis.models.conform import spec_of
 from krasis.models.family import ModelSpec
-from krasis.models.state import Cache, LayerState
+from krasis.models.state import LayerState
 from krasis.pack.manifest import Manifest, Segment
 from krasis.pack.record import SECTION_ALIGN, align, sections
 from krasis.runtime.plan import chosen
@@ -71,16 +70,6 @@ class Outline:
         """Bytes of all experts."""
         return sum(layer.experts.count * layer.experts.bytes for layer in self.layers if layer.experts)
 
-    def attention_products(self, tokens: int) -> int:
-        """Multiply-adds of attention itself for a prompt of `tokens`: scores and weighted values (2 d a head and pair)."""
-        heads = int(msgspec.structs.asdict(self.spec)["num_heads"])
-        found = 0
-        for layer in self.states:
-            if isinstance(layer, Cache):
-                width = layer.expanded // HEADS_AT_ONCE or sum(dim for _, dim in layer.rows)
-                found += heads * width * _pairs(tokens, layer.window)
-        return found
-
 
 def outline(manifest: Manifest, where: object = "") -> Outline:
     """Raises InputError where the pack has no layout for GPUs, or lacks what its model spec asks for."""
@@ -131,9 +120,3 @@ def _values(segment: Segment) -> int:
 
 def _last(segment: Segment) -> int:
     return next(tensor.padded_shape[1] for tensor in segment.tensors if tensor.name == "w2")
-
-
-def _pairs(tokens: int, window: int) -> int:
-    """(query, key) pairs of causal attention that looks back over `window` tokens, 0 for all."""
-    near = min(tokens, window or tokens)
-    return near * (near + 1) // 2 + (tokens - near) * near

@@ -22,6 +22,15 @@ HOST_BYTES = 256 * MIB
 
 MOST_BUDGET = 1 << 53
 
+
+class Refused(FitError):
+    """A plan that does not fit. `would_fit` has the wishes that would, each by itself, as bytes or tokens."""
+
+    def __init__(self, what: str, where: str, expected: str, would_fit: dict[str, int], hint: str) -> None:
+        super().__init__(what, where=where, expected=expected, hint=hint)
+        self.would_fit = would_fit
+
+
 Mode = Literal["resident", "streamed"]
 """Whether all dense weights lie on each device, or some pass through it layer by layer. Experts lie there only if all
 dense weights do: every token needs those."""
@@ -120,8 +129,8 @@ def plan(manifest: Manifest, rates: Rates, routing: Routing | None, wishes: Wish
     made = _plan(memory, experts, placement, wishes, rates, profiled=routing is not None)
     if wishes.ram is not None and made.ram > wishes.ram:
         what = f"weights on no device need {_size(made.ram)} of memory"
-        hint = f"--ram {made.ram} would fit"
-        raise FitError(what, where="RAM", expected=f"--ram is {_size(wishes.ram)}", hint=hint)
+        expected, hint = f"{_size(wishes.ram)} are given", f"--ram {made.ram} would fit"
+        raise Refused(what, "--ram", expected, {"ram": made.ram}, hint)
     return made
 
 
@@ -165,13 +174,10 @@ def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
 
     least = bisect_left(range(MOST_BUDGET), True, key=lambda budget: fits(budget, wishes.context))
     most = bisect_left(range(1, wishes.context), True, key=lambda context: not fits(smallest, context))
-    shorter = f", or --context {most}" if most else ""
-    raise FitError(
-        f"a context of {wishes.context} tokens needs {_size(least)} on each GPU",
-        where="--vram",
-        expected=f"{_size(smallest)} are given",
-        hint=f"--vram {','.join([str(least)] * len(wishes.vram))} would fit{shorter}",
-    )
+    would_fit = {"vram": least} | ({"context": most} if most else {})
+    hint = f"--vram {','.join([str(least)] * len(wishes.vram))} would fit" + f", or --context {most}" * bool(most)
+    what = f"a context of {wishes.context} tokens needs {_size(least)} on each GPU"
+    raise Refused(what, "--vram", f"{_size(smallest)} are given", would_fit, hint)
 
 
 def _plan(

@@ -6,11 +6,15 @@ of a decoded token wait for each other, so its time is their sum.
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
+from krasis.models.blocks.latent_attention import HEADS_AT_ONCE
+from krasis.models.family import ModelSpec
+from krasis.models.state import Cache, LayerState
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.placement.outline import Outline
-from krasis.runtime.placement.residents import HOST, Candidates, Ints
+from krasis.runtime.placement.residents import HOST, Candidates, Floats, Ints
 from krasis.runtime.rates import Rates
 from krasis.runtime.state import state_bytes
 
@@ -45,9 +49,8 @@ def prefill_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     - `device memory`: everything read once a pass. `launches`: kernels.
     """
     outline, devices = traffic.outline, traffic.devices
-    passes = [traffic.chunk] * (traffic.prompt // traffic.chunk) + [traffic.prompt % traffic.chunk] * bool(
-        traffic.prompt % traffic.chunk
-    )
+    whole, rest = divmod(traffic.prompt, traffic.chunk)
+    passes = [traffic.chunk] * whole + [rest] * bool(rest)
     touched = sum(_touched(traffic.experts, tokens) for tokens in passes)
     missed = float((touched * traffic.experts.bytes)[traffic.placed == HOST].sum())
     lanes = min(devices * rates.pcie, max(rates.together, rates.pcie))
@@ -87,9 +90,26 @@ def prefill_products(outline: Outline, tokens: int, devices: int = 1) -> float:
     """Multiply-adds of a prompt on one of several devices, which share out the experts alone."""
     dense = sum(layer.products for layer in outline.layers)
     routed = outline.chosen * sum(layer.experts.products for layer in outline.layers if layer.experts)
-    return tokens * (dense + routed / devices) + outline.head_products + outline.attention_products(tokens)
+    own = attention_products(outline.spec, outline.states, tokens)
+    return tokens * (dense + routed / devices) + outline.head_products + own
 
 
-def _touched(experts: Candidates, tokens: int) -> np.ndarray:
+def attention_products(spec: ModelSpec, states: list[LayerState], tokens: int) -> int:
+    """Multiply-adds of attention itself for a prompt: the dimensions of a key and a value, a head and pair of tokens."""
+    heads = int(msgspec.structs.asdict(spec)["num_heads"])
+    return sum(
+        heads * (layer.expanded // HEADS_AT_ONCE or sum(dim for _, dim in layer.rows)) * _pairs(tokens, layer.window)
+        for layer in states
+        if isinstance(layer, Cache)
+    )
+
+
+def _pairs(tokens: int, window: int) -> int:
+    """(query, key) pairs of causal attention that looks back over `window` tokens, 0 for all."""
+    near = min(tokens, window or tokens)
+    return near * (near + 1) // 2 + (tokens - near) * near
+
+
+def _touched(experts: Candidates, tokens: int) -> Floats:
     """float64 [experts]: the probability that one of `tokens` tokens chooses it, taken as independent."""
     return 1 - (1 - np.minimum(experts.probability, 1.0)) ** tokens
