@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from krasis import __version__
-from krasis.cli import bench, chat, convert, evaluate, inspect, profile_heat, synth, verify
+from krasis.cli import bench, chat, convert, evaluate, inspect, plan, profile_heat, synth, verify
 from krasis.cli.console import plain
 from krasis.errors import KrasisError
 

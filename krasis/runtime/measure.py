@@ -41,7 +41,9 @@ def measure() -> Rates:
 
 
 def _host_products(backend: CpuBackend) -> float:
-    arrays = {(s.tensor, s.part): torch.zeros(s.shape, dtype=s.dtype) for s in sections((MATRIX,), "marlin")}
+    arrays: dict[tuple[str, str], Tensor] = {
+        (s.tensor, s.part): torch.zeros(s.shape, dtype=s.dtype) for s in sections((MATRIX,), "marlin")
+    }
     linear = backend.linear(packed_matrix(MATRIX, "marlin", arrays))
     x = torch.ones(TOKENS, MATRIX.shape[1])
     linear(x)

@@ -56,8 +56,8 @@ REFERENCE = Rates(
     launch_s=11e-6,
     register_s=0.05 / (1 << 30),
 )
-"""Measured on that machine, but for multiply-adds, of which the processor's are what whole prompts reached there and the
-GPU's what dense 16-bit products reach on most cards of the kind, and for the exchange, a guess.
+"""Measured on that machine, but for the exchange, a guess, and multiply-adds: the processor's are what whole prompts
+reached there, the GPU's what dense 16-bit products reach on most cards of the kind.
 """
 
 

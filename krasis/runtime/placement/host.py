@@ -27,7 +27,7 @@ class HostPlan:
 def plan_host(
     manifest: Manifest, rates: Rates, context: int, kv: KvDtype, prompt: int, ram: int, where: object = ""
 ) -> HostPlan:
-    """For `ram` bytes of memory. Raises FitError with the number that would fit, InputError for a bad spec or context."""
+    """For `ram` bytes of memory. Raises FitError with the number that would fit, InputError for a bad spec."""
     spec = spec_of(manifest, where)
     memory = plan(spec, manifest, context, kv, LAYOUTS)
     notes = check(memory, ram)

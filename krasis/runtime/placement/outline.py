@@ -81,7 +81,12 @@ def outline(manifest: Manifest, where: object = "") -> Outline:
         hint = f"convert again with --layouts {LAYOUT}"
         raise InputError(f"{missing[0]} is not in layout {LAYOUT}", where=where, expected="what GPUs read", hint=hint)
     experts = family.moe_layers(spec)
-    needed = {"base", "head", *(f"layers.{i}" for i in range(spec.num_layers)), *(f"layers.{i}.experts" for i in experts)}
+    needed = {
+        "base",
+        "head",
+        *(f"layers.{i}" for i in range(spec.num_layers)),
+        *(f"layers.{i}.experts" for i in experts),
+    }
     if missing := sorted(needed - every):
         raise InputError(f"the pack lacks {missing[0]}", where=where, expected="what its model spec asks for")
     base, head = found["base"], found[HEAD]
@@ -105,7 +110,8 @@ def _layer(layer: int, segments: dict[str, Segment]) -> Layer:
         dense=sum(segment.bytes for segment in dense),
         products=sum(segment.count * _products(segment) for segment in dense),
         values=sum(segment.count * _values(segment) for segment in dense),
-        experts=routed and Experts(routed.count, routed.record_bytes, _products(routed), _values(routed) + _last(routed)),
+        experts=routed
+        and Experts(routed.count, routed.record_bytes, _products(routed), _values(routed) + _last(routed)),
     )
 
 

@@ -23,7 +23,7 @@ HOST_BYTES = 256 * MIB
 MOST_BUDGET = 1 << 53
 
 
-class Refused(FitError):
+class PlacementError(FitError):
     """A plan that does not fit. `would_fit` has the wishes that would, each by itself, as bytes or tokens."""
 
     def __init__(self, what: str, where: str, expected: str, would_fit: dict[str, int], hint: str) -> None:
@@ -38,8 +38,8 @@ dense weights do: every token needs those."""
 
 @dataclass(frozen=True)
 class Wishes:
-    """`vram` are the budgets of devices, one or more. `ram` is checked only where given. Prompts have `prompt` tokens as a
-    rule, or the context's if that is less.
+    """`vram` are the budgets of devices, one or more. `ram` is checked only where given. Prompts have `prompt` tokens as
+    a rule, or the context's if that is less.
     """
 
     vram: tuple[int, ...]
@@ -130,7 +130,7 @@ def plan(manifest: Manifest, rates: Rates, routing: Routing | None, wishes: Wish
     if wishes.ram is not None and made.ram > wishes.ram:
         what = f"weights on no device need {_size(made.ram)} of memory"
         expected, hint = f"{_size(wishes.ram)} are given", f"--ram {made.ram} would fit"
-        raise Refused(what, "--ram", expected, {"ram": made.ram}, hint)
+        raise PlacementError(what, "--ram", expected, {"ram": made.ram}, hint)
     return made
 
 
@@ -177,24 +177,20 @@ def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
     would_fit = {"vram": least} | ({"context": most} if most else {})
     hint = f"--vram {','.join([str(least)] * len(wishes.vram))} would fit" + f", or --context {most}" * bool(most)
     what = f"a context of {wishes.context} tokens needs {_size(least)} on each GPU"
-    raise Refused(what, "--vram", f"{_size(smallest)} are given", would_fit, hint)
+    raise PlacementError(what, "--vram", f"{_size(smallest)} are given", would_fit, hint)
 
 
 def _plan(
     memory: Memory, experts: Candidates, placement: _Placement, wishes: Wishes, rates: Rates, *, profiled: bool
 ) -> Plan:
     found, placed = memory.outline, placement.placed
-    devices = tuple(
-        _device(found, experts, placement, number, budget) for number, budget in enumerate(wishes.vram)
-    )
+    devices = tuple(_device(found, experts, placement, number, budget) for number, budget in enumerate(wishes.vram))
     chunk = min(held.chunk for held in placement.held)
     everywhere = set.intersection(*(set(device.layers) for device in devices))
     streamed = sum(layer.dense for i, layer in enumerate(found.layers) if i not in everywhere)
     head_away = 0 if all(device.head for device in devices) else found.head
     dense = max(device.dense for device in devices)
-    traffic = Traffic(
-        found, experts, placed, len(devices), dense, streamed, head_away, wishes.kv, wishes.prompt, chunk
-    )
+    traffic = Traffic(found, experts, placed, len(devices), dense, streamed, head_away, wishes.kv, wishes.prompt, chunk)
     cold = set(experts.layer[placed == HOST].tolist())
     registered = streamed + head_away + int(experts.bytes[np.isin(experts.layer, list(cold))].sum())
     filled = sum(device.dense + device.experts for device in devices)

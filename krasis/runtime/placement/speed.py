@@ -25,7 +25,8 @@ LAUNCHES = 24
 @dataclass(frozen=True)
 class Traffic:
     """What lies where: `dense` bytes on each of `devices`, and of the dense weights that do not, `streamed` bytes of
-    layers and `head_away` of the head. Experts lie where `placed` says. Prompts of `prompt` tokens are taken `chunk` at a time.
+    layers and `head_away` of the head. Experts lie where `placed` says. Prompts of `prompt` tokens are taken `chunk` at
+    a time.
     """
 
     outline: Outline
@@ -95,7 +96,7 @@ def prefill_products(outline: Outline, tokens: int, devices: int = 1) -> float:
 
 
 def attention_products(spec: ModelSpec, states: list[LayerState], tokens: int) -> int:
-    """Multiply-adds of attention itself for a prompt: the dimensions of a key and a value, a head and pair of tokens."""
+    """Multiply-adds of attention itself for a prompt: dimensions of a key and a value, a head and pair of tokens."""
     heads = int(msgspec.structs.asdict(spec)["num_heads"])
     return sum(
         heads * (layer.expanded // HEADS_AT_ONCE or sum(dim for _, dim in layer.rows)) * _pairs(tokens, layer.window)
