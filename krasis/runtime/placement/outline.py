@@ -7,7 +7,7 @@ import msgspec
 
 from krasis import models
 from krasis.errors import InputError
-from krasis.models.conform import spec_of
+from krasis.models.conform import check_manifest, spec_of
 from krasis.models.family import ModelSpec
 from krasis.models.state import LayerState
 from krasis.pack.manifest import Manifest, Segment
@@ -75,20 +75,12 @@ def outline(manifest: Manifest, where: object = "") -> Outline:
     """Raises InputError where the pack has no layout for GPUs, or lacks what its model spec asks for."""
     spec = spec_of(manifest, where)
     family = models.get(str(manifest.model["model_type"]))
+    check_manifest(manifest, family, spec, where)
     found = {segment.name: segment for segment in chosen(manifest, (LAYOUT,))}
     every = {segment.name for _, segment in manifest.segments()}
     if missing := sorted(every - found.keys()):
         hint = f"convert again with --layouts {LAYOUT}"
         raise InputError(f"{missing[0]} is not in layout {LAYOUT}", where=where, expected="what GPUs read", hint=hint)
-    experts = family.moe_layers(spec)
-    needed = {
-        "base",
-        "head",
-        *(f"layers.{i}" for i in range(spec.num_layers)),
-        *(f"layers.{i}.experts" for i in experts),
-    }
-    if missing := sorted(needed - every):
-        raise InputError(f"the pack lacks {missing[0]}", where=where, expected="what its model spec asks for")
     base, head = found["base"], found[HEAD]
     sizes = {section.tensor: section.bytes for section in sections(base.tensors, base.layout)}
     return Outline(
@@ -110,9 +102,13 @@ def _layer(layer: int, segments: dict[str, Segment]) -> Layer:
         dense=sum(segment.bytes for segment in dense),
         products=sum(segment.count * _products(segment) for segment in dense),
         values=sum(segment.count * _values(segment) for segment in dense),
-        experts=routed
-        and Experts(routed.count, routed.record_bytes, _products(routed), _values(routed) + _last(routed)),
+        experts=None if routed is None else _experts(routed),
     )
+
+
+def _experts(segment: Segment) -> Experts:
+    between = next(tensor.padded_shape[1] for tensor in segment.tensors if tensor.name == "w2")
+    return Experts(segment.count, segment.record_bytes, _products(segment), _values(segment) + between)
 
 
 def _products(segment: Segment) -> int:
@@ -122,7 +118,3 @@ def _products(segment: Segment) -> int:
 
 def _values(segment: Segment) -> int:
     return sum(tensor.padded_shape[0] for tensor in segment.tensors if len(tensor.shape) == 2)
-
-
-def _last(segment: Segment) -> int:
-    return next(tensor.padded_shape[1] for tensor in segment.tensors if tensor.name == "w2")

@@ -38,8 +38,9 @@ dense weights do: every token needs those."""
 
 @dataclass(frozen=True)
 class Wishes:
-    """`vram` are the budgets of devices, one or more. `ram` is checked only where given. Prompts have `prompt` tokens as
-    a rule, or the context's if that is less.
+    """`vram` are the budgets of devices, one or more. `ram` is checked only where given.
+
+    Prompts have `prompt` tokens as a rule, or the context's if that is less.
     """
 
     vram: tuple[int, ...]
