@@ -55,6 +55,7 @@ def plan(
     """Show memory and speed before anything runs."""
     from krasis.runtime.machine import available_ram
     from krasis.runtime.placement.host import plan_host
+    from krasis.runtime.placement.outline import outline
     from krasis.runtime.placement.plan import PlacementError, Wishes
     from krasis.runtime.placement.plan import plan as plan_devices
 
@@ -81,7 +82,8 @@ def plan(
             routing = _routing(pack, manifest, heat, skew)
             if routing is None:
                 note("no profile: all experts of a layer are taken as equally likely, which is the worst case")
-            placed = plan_devices(manifest, found, routing, Wishes(budgets, context, kv, prompt, limit), where)
+            wishes = Wishes(budgets, context, kv, prompt, limit)
+            placed = plan_devices(outline(manifest, where), found, routing, wishes)
             notes, result = _notes(placed, available_ram()), _result(placed)
     except FitError as error:
         if json:

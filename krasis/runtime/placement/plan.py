@@ -8,10 +8,9 @@ import numpy as np
 
 from krasis.errors import FitError
 from krasis.heat.routing import Routing
-from krasis.pack.manifest import Manifest
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.placement.memory import MIB, Held, Memory, Workspace
-from krasis.runtime.placement.outline import Outline, outline
+from krasis.runtime.placement.outline import Outline
 from krasis.runtime.placement.residents import HOST, Candidates, Ints, assign, candidates
 from krasis.runtime.placement.speed import Traffic, decode_seconds, prefill_seconds
 from krasis.runtime.plan import check_context
@@ -114,12 +113,11 @@ class Plan:
         }
 
 
-def plan(manifest: Manifest, rates: Rates, routing: Routing | None, wishes: Wishes, where: object = "") -> Plan:
-    """The plan for a pack by its manifest, by a heat profile or taking all experts as equally likely.
+def plan(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes) -> Plan:
+    """The plan for a pack, by a heat profile or taking all experts of a layer as equally likely.
 
-    Raises FitError with the number that would fit, InputError for a pack, profile or context that is unsuitable.
+    Raises PlacementError with the number that would fit, InputError for an unsuitable profile or context.
     """
-    found = outline(manifest, where)
     check_context(found.spec, wishes.context)
     wishes = replace(wishes, prompt=min(wishes.prompt, wishes.context))
     experts = candidates(found, routing)
