@@ -18,14 +18,14 @@ from krasis.runtime.work import bytes_per_token, products_per_token
 GIB, PROMPT = 1 << 30, 10_000
 
 # Tokens a second of a prompt of 10,000 at 52 GB/s with nothing resident, and GB of routed experts that a token reads.
-# Pads of gpt-oss count in the former: 61.4 GB of experts, and 122.8 GB in 8 bits.
+# Pads of gpt-oss count: they make it 61.4 GB of experts, and 122.8 GB in 8 bits.
 CEILINGS = {
     ("deepseek-v2-lite", 4): (70_000, 0.70),
     ("deepseek-v2-lite", 8): (35_600, 1.37),
     ("qwen3-coder-next", 4): (13_000, 0.78),
     ("qwen3-coder-next", 8): (6_600, 1.53),
-    ("gpt-oss-120b", 4): (8_470, 1.85),
-    ("gpt-oss-120b", 8): (4_235, 3.64),
+    ("gpt-oss-120b", 4): (8_470, 1.92),
+    ("gpt-oss-120b", 8): (4_235, 3.84),
     ("qwen3-235b-a22b", 4): (4_400, 7.32),
     ("qwen3-235b-a22b", 8): (2_300, 14.4),
 }
@@ -43,8 +43,7 @@ def test_ceilings_with_nothing_resident(model, bits):
     traffic, (prefill, routed) = nothing_resident(model, bits), CEILINGS[model, bits]
     assert PROMPT / prefill_seconds(traffic, REFERENCE)["pcie"] == pytest.approx(prefill, rel=0.02)
     read = decode_seconds(traffic, REFERENCE)["missed experts"] * REFERENCE.together
-    # As far as pads and biases go.
-    assert read / 1e9 == pytest.approx(routed, rel=0.04)
+    assert read / 1e9 == pytest.approx(routed, rel=0.02)
 
 
 def test_a_prompt_in_two_passes_streams_twice():
