@@ -77,7 +77,7 @@ def plan(
             if heat or skew is not None:
                 note("experts are placed on GPUs alone: without --vram a profile makes no difference")
             made = plan_host(manifest, found, context, kv, prompt, limit or available_ram(), where)
-            notes, result = made.notes, _host_result(made, found)
+            notes, result = made.notes, _host_result(made, kv, found)
         else:
             routing = _routing(pack, manifest, heat, skew)
             if routing is None:
@@ -211,7 +211,7 @@ def _device_result(number: int, device: "DevicePlan") -> dict[str, Any]:
     }
 
 
-def _host_result(made: "HostPlan", rates: "Rates") -> dict[str, Any]:
+def _host_result(made: "HostPlan", kv: str, rates: "Rates") -> dict[str, Any]:
     prefill, decode = made.prefill_parts, made.decode_parts
     return {
         "fits": True,
@@ -230,6 +230,7 @@ def _host_result(made: "HostPlan", rates: "Rates") -> dict[str, Any]:
         },
         "profiled": False,
         "context": made.memory.context,
+        "kv": kv,
         "prompt_tokens": made.prompt,
         "prefill_parts": prefill,
         "decode_parts": decode,

@@ -1,6 +1,6 @@
 """What a device must hold besides weights: state, workspace and overhead, in bytes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from krasis.models.state import Cache
 from krasis.runtime.backend import KvDtype
@@ -76,23 +76,27 @@ class Memory:
         """Raising the budget raises this by less, so what is left for weights never shrinks.
 
         The prompt is taken at once if that costs no more than the budget's part in `CHUNK_SHARE`, else in chunks of as
-        many tokens as fit there, or in `LEAST_CHUNK`. State of sliding windows grows with the chunk too.
+        many tokens as fit there, or in `LEAST_CHUNK`. State of sliding windows grows with the chunk too. Where dense
+        weights are streamed, no more is taken than leaves room for the rest.
         """
-        least, most = self._growing(min(LEAST_CHUNK, self.prompt)), self._growing(self.prompt)
-        grown = max(least, min(most, self._growing(1) + budget // CHUNK_SHARE))
-        chunk = self._chunk(grown)
-        kv = self._state(chunk)
         layers = self.outline.layers
-        workspace = Workspace(
+        fixed = Workspace(
             expert_ring=expert_ring(self.outline) if stream_experts else 0,
             dense_ring=DENSE_BUFFERS * max(layer.dense for layer in layers) if stream_dense else 0,
-            prefill=grown - kv,
+            prefill=0,
             decode=activations(self.outline, 1, self.context),
             graph=GRAPH_BYTES + GRAPH_LAYER_BYTES * len(layers),
             context=CONTEXT_BYTES,
             slack=SLACK_BYTES,
         )
-        return Held(chunk, kv, workspace)
+        least, most = self._growing(min(LEAST_CHUNK, self.prompt)), self._growing(self.prompt)
+        share = self._growing(1) + budget // CHUNK_SHARE
+        if stream_dense:
+            share = min(share, budget - fixed.bytes - self.outline.norm)
+        grown = max(least, min(most, share))
+        chunk = self._chunk(grown)
+        kv = self._state(chunk)
+        return Held(chunk, kv, replace(fixed, prefill=grown - kv))
 
     def _chunk(self, grown: int) -> int:
         """The most tokens for which `_growing` is within `grown`, at most the prompt."""

@@ -105,11 +105,12 @@ class Plan:
 
     @property
     def limits(self) -> dict[str, str]:
-        """What bounds prefill, decode, and the memory for experts."""
+        """What bounds prefill, decode, and the memory for weights."""
+        short = self.mode == "streamed" or any(device.workspace.expert_ring for device in self.devices)
         return {
             "prefill": max(self.prefill_parts, key=self.prefill_parts.__getitem__),
             "decode": max(self.decode_parts, key=self.decode_parts.__getitem__),
-            "memory": "vram" if any(device.workspace.expert_ring for device in self.devices) else "none",
+            "memory": "vram" if short else "none",
         }
 
 
@@ -159,7 +160,7 @@ def _held(memory: Memory, budgets: tuple[int, ...], *, stream_experts: bool, str
 
 
 def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
-    """Raises FitError with the least budget of a device, and the longest context if there is one."""
+    """Raises PlacementError with the least budget of a device, and the longest context if there is one."""
     smallest = min(wishes.vram)
 
     def fits(budget: int, context: int) -> bool:
