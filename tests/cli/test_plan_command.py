@@ -99,7 +99,8 @@ def test_a_readable_table(krasis):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(krasis):
-    flags = ("plan", "--config", NEXT, "--context", 200_000, "--json")
+    large = CONFIGS / "qwen3-235b-a22b.json"
+    flags = ("plan", "--config", large, "--context", 40_000, "--json")
     found = krasis(*flags, "--vram", "3GiB")
     assert found.code == 4
     told = json.loads(found.out)
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_refused_with_what_would(krasis):
     short = krasis(*flags, "--vram", "16GiB", "--ram", "1GiB")
     assert short.code == 4
     assert krasis(*flags, "--vram", "16GiB", "--ram", json.loads(short.out)["would_fit"]["ram"]).json["fits"]
-    assert krasis("plan", "--config", NEXT, "--ram", "1MiB").code == 4
+    assert krasis("plan", "--config", large, "--ram", "1MiB").code == 4
 
 
 def test_measured_rates_are_kept_and_used(krasis, monkeypatch, cache):
