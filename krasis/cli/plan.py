@@ -53,6 +53,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show memory and speed before anything runs."""
+    from krasis.models.conform import spec_of
     from krasis.runtime.machine import available_ram
     from krasis.runtime.placement.host import plan_host
     from krasis.runtime.placement.outline import outline
@@ -66,7 +67,9 @@ def plan(
         return
     where: object = pack or config
     manifest = _manifest(pack, config, (expert_codec, expert_bits), (dense_bits, group_size))
-    context = _positive("--context", min(CONTEXT, manifest.model["max_positions"]) if context is None else context)
+    context = _positive(
+        "--context", min(CONTEXT, spec_of(manifest, where).max_positions) if context is None else context
+    )
     prompt = _positive("--prompt-tokens", prompt_tokens)
     budgets = tuple(parse_size(size) for size in vram.split(",")) if vram is not None else ()
     limit = None if ram is None else parse_size(ram)
