@@ -155,7 +155,7 @@ def _routing(pack: Path | None, manifest: "Manifest", heat: str | None, skew: fl
 
     if heat is not None:
         assert pack is not None
-        return profile.load(pack, heat, manifest.root).routing()
+        return profile.load(pack, heat, manifest).routing()
     if skew is None:
         return None
     spec = spec_of(manifest, pack or "")
