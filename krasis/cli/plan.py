@@ -38,7 +38,9 @@ def plan(
         str | None,
         typer.Option(help="GPU memory to use, such as 16GiB, or 16GiB,16GiB for two GPUs; none when not given."),
     ] = None,
-    ram: Annotated[str | None, typer.Option(help="Host memory to keep to; noted, not refused, when not given.")] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="Host memory to keep to; when not given, weights beyond it are noted.")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens a sequence may take; 16384 or the model's.")] = None,
     kv: Annotated[Literal["bf16", "fp8"], typer.Option(help="Precision of cached keys and values.")] = "bf16",
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt that speeds are of.")] = PROMPT,
