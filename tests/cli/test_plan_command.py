@@ -72,14 +72,13 @@ def test_a_manifest_alone_will_do(alone, krasis):
     assert sum(on_cpu["ram_parts"].values()) == on_cpu["ram"]
 
 
-def test_a_profile_of_the_pack(pack_of, krasis, texts):
-    pack = pack_of("qwen3_moe")
-    assert (
-        krasis("profile-heat", pack, "--text", texts[0], "--tokens", 1024, "--window", 128, "--name", "plan").code == 0
-    )
-    (whole,) = krasis("plan", pack, "--vram", "4GiB", "--json").json["vram"]
+def test_a_profile_of_the_pack(alone, demo_pack, krasis, texts):
+    profile = alone / "heat" / "mine.json.zst"
+    text = ("--text", texts[0], "--tokens", 1024, "--window", 128)
+    assert krasis("profile-heat", demo_pack(), *text, "--out", profile).code == 0
+    (whole,) = krasis("plan", alone, "--vram", "4GiB", "--json").json["vram"]
     room = whole["budget"] - whole["free"] - whole["experts"] // 8
-    even, hot = (krasis("plan", pack, "--vram", room, "--json", *heat).json for heat in ((), ("--heat", "plan")))
+    even, hot = (krasis("plan", alone, "--vram", room, "--json", *heat).json for heat in ((), ("--heat", "mine")))
     assert (even["profiled"], hot["profiled"]) == (False, True)
     assert even["resident_experts"] == hot["resident_experts"] > 0
     assert even["expected_hit_rate"] < hot["expected_hit_rate"] < 1
