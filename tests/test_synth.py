@@ -13,6 +13,7 @@ from krasis import layout as layouts
 from krasis import models
 from krasis.errors import InputError, UsageError
 from krasis.models import deepseek_v2
+from krasis.pack import manifest as manifests
 from krasis.pack.manifest import FileHash, Settings
 from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
@@ -360,3 +361,21 @@ def test_every_layout_has_an_axis_of_columns():
             shapes = [order.packed_shape(128, n, bits) for n in (128, 256)]
             assert math.prod(shapes[1]) == 2 * math.prod(shapes[0])
             assert sum(a != b for a, b in zip(*shapes, strict=True)) == 1
+
+
+def test_the_manifest_is_known_before_any_weight_is_made(config, make):
+    pack = Pack(make("qwen3_next"))
+    settings = Settings(expert_bits=4, dense_bits=8, group_size=128, layouts=("marlin", "cpu"))
+    manifest = Synthesis(config("qwen3_next"), Recipe(settings)).manifest()
+    planned, written = manifests.decode(manifests.encode(manifest), ""), pack.manifest
+    assert (planned.tool, planned.settings, planned.model) == (written.tool, written.settings, written.model)
+    assert planned.errors.keys() == written.errors.keys()
+    hashes = {(s.name, s.layout): s.sha256 for _, s in written.segments()}
+    files = [
+        msgspec.structs.replace(
+            file,
+            segments=tuple(msgspec.structs.replace(s, sha256=hashes[s.name, s.layout]) for s in file.segments),
+        )
+        for file in planned.files
+    ]
+    assert files == list(written.files)

@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from krasis import __version__
-from krasis.cli import bench, chat, convert, evaluate, inspect, profile_heat, synth, verify
+from krasis.cli import bench, chat, convert, evaluate, inspect, plan, profile_heat, synth, verify
 from krasis.cli.console import plain
 from krasis.errors import KrasisError
 
@@ -23,6 +23,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
 app.command("profile-heat")(profile_heat.profile_heat)
+app.command("plan")(plan.plan)
 app.command("run")(chat.run)
 app.command("bench")(bench.bench)
 app.command("synth")(synth.synth)

@@ -48,9 +48,8 @@ def synth(
     settings = read_settings(bits, dense_bits, group_size, layouts)
     jobs = checked_jobs(jobs) or physical_cores()
     one_of("--seed", seed, range(1 << 63), "0 or more, below 2^63")
-    if not 0 <= skew <= 4 or math.isnan(skew):
-        raise UsageError(f"--skew is {skew}", expected="0, which is even, to 4")
-    tree, source = _read(config)
+    check_skew(skew)
+    tree, source = read_config(config)
     synthesis = Synthesis(shortened(tree, layers, vocab), Recipe(settings, codec, skew, seed))
     # Threads of ours share out the work; torch's would stand in each other's way.
     torch.set_num_threads(1)
@@ -64,7 +63,13 @@ def synth(
         print(f"{pack}: {human(manifest.weight_bytes)} of made-up weights in {seconds:.1f} s")
 
 
-def _read(path: Path) -> "tuple[dict[str, Any], FileHash]":
+def check_skew(skew: float) -> None:
+    """Raises UsageError for a skew that no law has."""
+    if not 0 <= skew <= 4 or math.isnan(skew):
+        raise UsageError(f"--skew is {skew}", expected="0, which is even, to 4")
+
+
+def read_config(path: Path) -> "tuple[dict[str, Any], FileHash]":
     """A config.json, and what it was."""
     import msgspec
 

@@ -28,6 +28,11 @@ def print_spreads(spreads: Mapping[str, Mapping[str, float]]) -> None:
     _print(_table(("", *heads), rows, left=1))
 
 
+def print_grid(heads: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    """What each row is, and its figures."""
+    _print(_table(heads, rows, left=1))
+
+
 def print_sizes(sizes: Mapping[str, int]) -> None:
     """Kind of segment -> bytes."""
     total = sum(sizes.values())

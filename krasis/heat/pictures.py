@@ -1,6 +1,5 @@
 """Pictures of a heat profile and its evaluation, drawn with matplotlib where it is installed."""
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +45,10 @@ def check(path: Path) -> None:
     """Raises UsageError for a picture that is neither PNG nor SVG, or without matplotlib: before all work."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError("no such kind of picture", where=path, expected="a name that ends in .png or .svg")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("pictures need matplotlib", hint="install it with: pip install 'krasis[plot]'")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UsageError("pictures need matplotlib", hint="install it with: pip install 'krasis[plot]'") from error
 
 
 def plot(path: Path, domains: Sequence[Domain], evaluation: Evaluation) -> None:

@@ -40,11 +40,7 @@ class Pack:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise InputError("no such pack", where=path, hint="make one with: krasis convert SOURCE PACK")
-        if self.path.name.endswith(PARTIAL):
-            raise InputError("unfinished pack", where=path, hint="run the same convert again to finish it")
-        self.manifest: Manifest = manifests.decode(self._read_manifest(), self.path / manifests.FILE_NAME)
+        self.manifest = read_manifest(self.path)
         for file in self.manifest.files:
             self._check_size(file.name, file.bytes)
         for extra in self.manifest.extras:
@@ -125,14 +121,6 @@ class Pack:
             have = ", ".join(self.layouts_of.get(name, ())) or "nothing of that name"
             raise InputError(f"the pack lacks {name} in layout {layout}", where=self.path, expected=have) from None
 
-    def _read_manifest(self) -> bytes:
-        path = self.path / manifests.FILE_NAME
-        if path.is_symlink() or not path.is_file():
-            hint = "convert writes it last, so an unfinished pack has none"
-            raise InputError("not a krasis pack", where=path, expected="a manifest that is a plain file", hint=hint)
-        with _readable(path), path.open("rb") as file:
-            return file.read(manifests.MAX_BYTES + 1)
-
     def _check_size(self, name: str, expected: int) -> None:
         path = self.path / name
         if path.is_symlink() or not path.is_file():
@@ -162,6 +150,20 @@ class Pack:
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")
                 self._maps[file.name] = torch.frombuffer(mapped, dtype=torch.uint8)
         return self._maps[file.name]
+
+
+def read_manifest(pack: Path) -> Manifest:
+    """The manifest of a pack, checked; the files it lists need not be there. Raises InputError as `Pack` does."""
+    if not pack.is_dir():
+        raise InputError("no such pack", where=pack, hint="make one with: krasis convert SOURCE PACK")
+    if pack.name.endswith(PARTIAL):
+        raise InputError("unfinished pack", where=pack, hint="run the same convert again to finish it")
+    path = pack / manifests.FILE_NAME
+    if path.is_symlink() or not path.is_file():
+        hint = "convert writes it last, so an unfinished pack has none"
+        raise InputError("not a krasis pack", where=path, expected="a manifest that is a plain file", hint=hint)
+    with _readable(path), path.open("rb") as file:
+        return manifests.decode(file.read(manifests.MAX_BYTES + 1), path)
 
 
 @contextlib.contextmanager

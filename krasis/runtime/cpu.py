@@ -19,6 +19,9 @@ from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_he
 from krasis.runtime.ops import CpuOps
 from krasis.runtime.rows import store_rows
 
+LAYOUTS = ("cpu", "marlin")
+"""Byte orders that the kernels read, best first."""
+
 FEW_TOKENS = 8
 """Up to so many tokens attend to the cache as it lies; for more, torch's fused kernel on floats is faster."""
 
@@ -28,7 +31,7 @@ class CpuBackend:
     kv: KvDtype = "bf16"
 
     def __init__(self, threads: int | None = None) -> None:
-        self.layouts: tuple[str, ...] = ("cpu", "marlin")
+        self.layouts: tuple[str, ...] = LAYOUTS
         self.pool = Pool(threads)
         self._native = NativeOps(self.pool)
         self.ops: Ops = CpuOps(self._native)

@@ -21,8 +21,9 @@ from krasis.convert.workers import Workers
 from krasis.errors import InputError, UsageError
 from krasis.models.family import ModelSpec
 from krasis.models.weight import Group
+from krasis.pack import manifest as manifests
 from krasis.pack.file_writer import Arrays, FileWriter, SegmentPlan
-from krasis.pack.manifest import FileHash, Manifest, Settings
+from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment, Settings
 from krasis.pack.progress import Progress
 from krasis.pack.record import TensorSpec
 from krasis.pack.writer import PackWriter
@@ -102,12 +103,33 @@ class Synthesis:
                     closers.submit(partial(writer.finish, out), lambda _: None)
                 closers.drain()
             return writer.publish(
-                tool=f"krasis {__version__} synth: made-up weights, skew {recipe.skew}, seed {recipe.seed}",
+                tool=self._tool,
                 settings=recipe.settings,
                 model=msgspec.to_builtins(self.spec),
                 source=[source],
                 extras=[writer.extra(name, content) for name, content in extras.items()],
             )
+
+    def manifest(self) -> Manifest:
+        """What the manifest will say, but for hashes and errors, which are zeros as long as nothing is made."""
+        files = tuple(map(_unwritten, self.files))
+        segments = [segment for file in files for segment in file.segments]
+        return Manifest(
+            format="krasis-pack",
+            version=manifests.VERSION,
+            root=manifests.BLANK_ROOT,
+            tool=self._tool,
+            settings=self.recipe.settings,
+            model=msgspec.to_builtins(self.spec),
+            source=(),
+            extras=(),
+            files=files,
+            errors={f"{s.name}.{t.name}": (0.0,) * s.count for s in segments for t in s.tensors if t.quantized},
+        )
+
+    @property
+    def _tool(self) -> str:
+        return f"krasis {__version__} synth: made-up weights, skew {self.recipe.skew}, seed {self.recipe.seed}"
 
     def _plan(self, group: Group) -> list[SegmentPlan]:
         # Tied heads are quantized, and everything else is in one precision.
@@ -118,6 +140,15 @@ class Synthesis:
     def _key(self, source: FileHash) -> str:
         job: list[Any] = [__version__, "synth", self.recipe, msgspec.to_builtins(self.spec), source]
         return hashlib.sha256(msgspec.json.encode(job)).hexdigest()
+
+
+def _unwritten(file: PlannedFile) -> PackFile:
+    """The entry of a file that is planned, hashes blank."""
+    segments, end = [], 0
+    for plan in file.plans:
+        segments.append(Segment(plan.name, plan.layout, end, plan.tensors, (manifests.BLANK_ROOT,) * plan.count))
+        end += plan.bytes
+    return PackFile(file.name, end, tuple(segments))
 
 
 class Weights:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from krasis.heat.routing import Routing
 from krasis.models import deepseek_v2
 from krasis.models.family import ModelSpec
 from krasis.models.ops import TorchOps
@@ -14,6 +15,9 @@ MOST = 0.9
 """No expert is chosen by a larger share of tokens, however skewed the law: none is certain."""
 
 TOKENS = 4096
+EXPECTED = 10**6
+"""Tokens that a profile of the law counts."""
+
 ROUNDS = 12
 
 Choose = Callable[[Tensor], Tensor]
@@ -88,3 +92,10 @@ def calibrate(shares: Tensor, choose: Choose, noise: Tensor) -> Tensor:
         ids = choose(noise + offsets.float())
         offsets += wanted - quantiles(torch.bincount(ids.flatten(), minlength=experts) / len(noise))
     return offsets.float()
+
+
+def routing(spec: ModelSpec, layers: dict[int, int], skew: float) -> Routing:
+    """The law as a profile: of each layer with experts, `layers`, how often their ranks are chosen, best first."""
+    counts = (law(experts, spec.experts_per_token, skew) * EXPECTED for experts in layers.values())  # type: ignore[attr-defined]
+    found = {layer: count.round().long().numpy() for layer, count in zip(layers, counts, strict=True)}
+    return Routing(EXPECTED, found, {layer: np.zeros(len(count)) for layer, count in found.items()})

@@ -48,7 +48,8 @@ MATRIX = {
 }
 VERIFY = {"ok", "bytes", "broken", "root_hash", "seconds", "bytes_per_s"}
 EVAL = {"nll", "tokens", "files", "path", "device"}
-PROFILE_HEAT = {"tokens", "decode_tokens", "held_out_tokens", "layers", "coverage", "profile", "imatrix"}
+PROFILE_HEAT = {"tokens", "decode_tokens", "held_out_tokens", "layers", "coverage", "profile", "evaluation"}
+PROFILE_HEAT |= {"imatrix", "plot", "report"}
 RUN = {
     "text",
     "token_ids",
