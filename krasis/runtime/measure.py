@@ -58,13 +58,16 @@ def _device(pool: Pool, memory: Tensor, host_read: float) -> dict[str, float]:
     source = torch.zeros(DEVICE_BYTES, dtype=torch.uint8, device="cuda")
     sink = torch.empty_like(source)
     square = torch.randn(SQUARE, SQUARE, dtype=torch.bfloat16, device="cuda")
-    tiny = torch.zeros(1, device="cuda")
+    kernel, graph = partial(torch.zeros(1, device="cuda").add_, 1), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _repeat(kernel)
     return {
         "pcie": pcie,
         "together": _together(pool, memory, copy, pcie, host_read),
         "device_read": 2 * DEVICE_BYTES / _best(_synchronized(partial(sink.copy_, source))),
         "device_products": SQUARE**3 / _best(_synchronized(partial(torch.matmul, square, square))),
-        "launch_s": _best(_synchronized(partial(_repeat, tiny.zero_))) / LAUNCHES,
+        "launch_s": _best(_synchronized(partial(_repeat, kernel))) / LAUNCHES,
+        "node_s": _best(_synchronized(graph.replay)) / LAUNCHES,
     }
 
 

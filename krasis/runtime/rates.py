@@ -20,7 +20,7 @@ class Rates(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
     `together` is what the CPU and one GPU's reads of host memory reach at once. `hand_off_s` is a round trip from GPU
     to CPU and back inside a graph, `exchange_s` a sum over several GPUs, both a layer of experts; `launch_s` one kernel
-    outside a graph. `register_s` is what registering a byte of a mapping takes.
+    outside a graph, `node_s` one inside it. `register_s` is what registering a byte of a mapping takes.
     """
 
     machine: str
@@ -34,6 +34,7 @@ class Rates(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     hand_off_s: float
     exchange_s: float
     launch_s: float
+    node_s: float
     register_s: float
     assumed: tuple[str, ...] = ()
 
@@ -54,6 +55,7 @@ REFERENCE = Rates(
     hand_off_s=17e-6,
     exchange_s=20e-6,
     launch_s=11e-6,
+    node_s=1.1e-6,
     register_s=0.05 / (1 << 30),
 )
 """Measured on that machine, but for the exchange, a guess, and multiply-adds: the processor's are what whole prompts

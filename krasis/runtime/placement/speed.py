@@ -20,6 +20,8 @@ from krasis.runtime.state import state_bytes
 
 LAUNCHES = 24
 """Kernels of a layer of prefill, which is not captured."""
+NODES = 10
+"""Kernels of a layer of decode, which is one graph."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     - `missed experts`: expected bytes on no device over what the CPU and PCIe reach together.
     - `device memory`: dense weights, state and the experts expected there, on the device that has most of them.
     - `dense over pcie`: dense weights on no device. `hand-off`: layers that may miss. `exchange`: between devices.
+    - `kernels`: what begins and ends them.
     """
     outline = traffic.outline
     read = traffic.experts.probability * traffic.experts.bytes
@@ -84,6 +87,7 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
         "dense over pcie": (traffic.streamed + traffic.head_away) / rates.pcie,
         "hand-off": len(np.unique(traffic.experts.layer[missing])) * rates.hand_off_s,
         "exchange": (routed * rates.exchange_s) if traffic.devices > 1 else 0.0,
+        "kernels": len(outline.layers) * NODES * rates.node_s,
     }
 
 
