@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from krasis.errors import InputError, UsageError
+from krasis.errors import InputError
 from krasis.heat.same_model import check_model
 from krasis.pack import strict_json
-from krasis.pack.disk import write_synced
+from krasis.pack.disk import write_output
 from krasis.pack.manifest import Origin, Printable, Sha256, Size
 from krasis.quant.treesum import tree_sum
 
@@ -164,11 +164,7 @@ def save(path: Path, header: Header, layers: Iterator[tuple[int, LayerMoments]])
     """Write an importance matrix whole or not at all. Raises UsageError where nothing can be written there."""
     tensors = {_name(layer, part): getattr(moments, part) for layer, moments in layers for part in DTYPES}
     content = safetensors.torch.save(tensors, {METADATA: msgspec.json.encode(header).decode()})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, content)
-    except OSError as error:
-        raise UsageError(f"can't write the imatrix: {error.strerror}", where=path) from error
+    write_output(path, content, "imatrix")
 
 
 def _name(layer: int, part: str) -> str:

@@ -12,7 +12,7 @@ from krasis.errors import UsageError
 from krasis.heat.coverage import curve, flat, ranking
 from krasis.heat.evaluation import Domain, Evaluation, join
 from krasis.heat.routing import Counts
-from krasis.pack.disk import write_synced
+from krasis.pack.disk import write_output
 
 SUFFIXES = (".png", ".svg")
 ROW = 3
@@ -70,11 +70,7 @@ def plot(path: Path, domains: Sequence[Domain], evaluation: Evaluation) -> None:
         _differences(parts[2], domains, counts, rows)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, content.getvalue())
-    except OSError as error:
-        raise UsageError(f"can't write the picture: {error.strerror}", where=path) from error
+    write_output(path, content.getvalue(), "picture")
 
 
 def _heat_maps(part: Any, counts: Counts) -> None:

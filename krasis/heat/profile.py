@@ -14,11 +14,11 @@ import numpy as np
 import zstandard
 from msgspec import Meta
 
-from krasis.errors import InputError, UsageError
+from krasis.errors import InputError
 from krasis.heat.routing import Routing
 from krasis.heat.same_model import check_model
 from krasis.pack import strict_json
-from krasis.pack.disk import disk_errors, write_synced
+from krasis.pack.disk import write_output
 from krasis.pack.manifest import Manifest, Origin, Printable, Sha256, Size
 
 FORMAT: Final = "krasis-heat"
@@ -209,9 +209,4 @@ def names_in(pack: Path) -> list[str]:
 
 def save(profile: HeatProfile, path: Path) -> None:
     """Write a profile whole or not at all. Raises UsageError where nothing can be written there."""
-    try:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, profile.encode())
-    except OSError as error:
-        raise UsageError(f"can't write the heat profile: {error.strerror}", where=path) from error
+    write_output(path, profile.encode(), "heat profile")

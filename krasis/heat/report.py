@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from krasis.errors import UsageError
 from krasis.heat.evaluation import POLICIES, Domain, Evaluation
 from krasis.heat.routing import Counts
-from krasis.pack.disk import write_synced
+from krasis.pack.disk import write_output
 from krasis.pack.manifest import Origin
 
 # In the order in which they go into report.html, the data last: nothing is looked for in it.
@@ -48,11 +47,7 @@ class Data(msgspec.Struct, frozen=True):
 
 def write(path: Path, domains: Sequence[Domain], evaluation: Evaluation, subject: Subject) -> None:
     """Write the page whole or not at all. Raises UsageError where nothing can be written there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, render(domains, evaluation, subject).encode())
-    except OSError as error:
-        raise UsageError(f"can't write the report: {error.strerror}", where=path) from error
+    write_output(path, render(domains, evaluation, subject).encode(), "report")
 
 
 def render(domains: Sequence[Domain], evaluation: Evaluation, subject: Subject) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from krasis.errors import FitError
+from krasis.errors import FitError, UsageError
 
 TMP = ".tmp"
 
@@ -33,6 +33,19 @@ def write_synced(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(path)
+
+
+def write_output(path: Path, content: bytes, what: str) -> None:
+    """Write a file that a user named, and its folder, whole or not at all. `what` it is goes into the error.
+
+    Raises UsageError where nothing can be written there, FitError on a full disk.
+    """
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, content)
+    except OSError as error:
+        raise UsageError(f"can't write the {what}: {error.strerror}", where=path) from error
 
 
 def sync_folder(path: Path) -> None:

@@ -7,8 +7,8 @@ import msgspec
 import platformdirs
 import torch
 
-from krasis.errors import InputError, UsageError
-from krasis.pack.disk import disk_errors, write_synced
+from krasis.errors import InputError
+from krasis.pack.disk import write_output
 
 GB = 10**9
 CPUINFO = Path("/proc/cpuinfo")
@@ -96,9 +96,4 @@ def load(path: Path) -> Rates:
 
 def save(rates: Rates, path: Path) -> None:
     """Write rates whole or not at all. Raises UsageError where nothing can be written there."""
-    try:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, msgspec.json.format(msgspec.json.encode(rates), indent=1))
-    except OSError as error:
-        raise UsageError(f"can't write the rates: {error.strerror}", where=path) from error
+    write_output(path, msgspec.json.format(msgspec.json.encode(rates), indent=1), "rates")
