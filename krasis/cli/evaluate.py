@@ -16,10 +16,11 @@ from krasis.cli.options import (
     ThreadsOption,
     TokensOption,
     WindowOption,
+    check_window,
     encode_texts,
     show_notes,
 )
-from krasis.errors import InputError, UsageError
+from krasis.errors import InputError
 
 
 def evaluate(
@@ -43,8 +44,7 @@ def evaluate(
     from krasis.runtime.eval import Loss, text_loss
     from krasis.runtime.tokenizer import Tokenizer
 
-    if window < 2:
-        raise UsageError(f"--window is {window}", expected="2 or more")
+    check_window(window)
     opened = Pack(pack)
     texts = encode_texts([*text, *(more or [])], Tokenizer(opened), tokens)
     backend, notes = open_backend(device, threads)

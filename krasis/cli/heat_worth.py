@@ -1,6 +1,6 @@
 """What a heat profile is worth: a table, a picture, a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def evaluate(
     held_out = sum(domain.held_out.tokens for domain in domains)
     with Reporter("tokens") as reporter:
         reporter.start("evaluating", held_out)
-        scored = evaluation.evaluate(domains, _expert_bytes(pack))
+        scored = evaluation.evaluate(domains, _expert_bytes(pack, found.experts))
         reporter.advance(held_out)
     if plot:
         pictures.plot(plot, domains, scored)
@@ -55,11 +55,7 @@ def show(scored: dict[str, Any]) -> None:
         print_transfers(foreign, SHARE)
 
 
-def _expert_bytes(pack: "Pack") -> dict[int, int]:
+def _expert_bytes(pack: "Pack", layers: Iterable[int]) -> dict[int, int]:
     """Layer -> bytes of an expert, in whichever layout comes first: all take as many."""
-    found: dict[int, int] = {}
-    for _, segment in pack.manifest.segments():
-        head, *rest = segment.name.split(".")
-        if head == "layers" and rest[1:] == ["experts"]:
-            found.setdefault(int(rest[0]), segment.record_bytes)
-    return found
+    names = {layer: f"layers.{layer}.experts" for layer in layers}
+    return {layer: pack.segment(name, pack.layouts_of[name][0]).record_bytes for layer, name in names.items()}

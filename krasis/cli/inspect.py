@@ -42,7 +42,7 @@ def _summary(pack: "Pack") -> dict[str, Any]:
     from krasis.pack.summary import matrices, padding_bytes, sizes
 
     spec, manifest = read_spec(pack), pack.manifest
-    moe_layers = models.get(manifest.model["model_type"]).moe_layers(spec)
+    moe_layers = models.of(spec).moe_layers(spec)
     segments = [segment for _, segment in manifest.segments()]
     settings = msgspec.to_builtins(manifest.settings)
     return {

@@ -42,6 +42,18 @@ def checked_jobs(jobs: int | None) -> int | None:
     return jobs
 
 
+def check_window(window: int) -> None:
+    """Raises UsageError for a window that scores nothing."""
+    if window < 2:
+        raise UsageError(f"--window is {window}", expected="2 or more")
+
+
+def check_tokens(tokens: int | None) -> None:
+    """Raises UsageError for files cut so short that nothing is scored."""
+    if tokens is not None and tokens < 2:
+        raise UsageError(f"--tokens is {tokens}", expected="2 or more")
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 text file. Raises InputError where it can't be read."""
     try:
@@ -54,8 +66,7 @@ def read_text(path: Path) -> str:
 
 def encode_texts(paths: list[Path], tokenizer: "Tokenizer", limit: int | None) -> dict[str, list[int]]:
     """File name (the whole path where two share a name) -> the ids of its first `limit` tokens."""
-    if limit is not None and limit < 2:
-        raise UsageError(f"--tokens is {limit}", expected="2 or more")
+    check_tokens(limit)
     names = [path.name for path in paths]
     return {
         (str(path) if names.count(path.name) > 1 else path.name): tokenizer.encode(read_text(path), special=False)[

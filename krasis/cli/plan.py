@@ -161,7 +161,7 @@ def _routing(pack: Path | None, manifest: "Manifest", heat: str | None, skew: fl
     if skew is None:
         return None
     spec = spec_of(manifest, pack or "")
-    return popularity.routing(spec, models.get(str(manifest.model["model_type"])).moe_layers(spec), skew)
+    return popularity.routing(spec, models.of(spec).moe_layers(spec), skew)
 
 
 def _notes(made: "Plan", available: int) -> list[str]:

@@ -15,6 +15,8 @@ from krasis.cli.options import (
     ThreadsOption,
     TokensOption,
     WindowOption,
+    check_tokens,
+    check_window,
     show_notes,
 )
 from krasis.errors import InputError, UsageError
@@ -122,12 +124,10 @@ def profile_heat(
 
 
 def _check_cuts(window: int, decode_tokens: int, tokens: int | None) -> None:
-    if window < 2:
-        raise UsageError(f"--window is {window}", expected="2 or more")
+    check_window(window)
     if not 0 <= decode_tokens < window:
         raise UsageError(f"--decode-tokens is {decode_tokens}", expected="0 or more, fewer than --window")
-    if tokens is not None and tokens < 2:
-        raise UsageError(f"--tokens is {tokens}", expected="2 or more")
+    check_tokens(tokens)
 
 
 def _scan(texts: "list[TextFile]", window: int, *, every: bool) -> "tuple[tuple[Origin, ...], int]":

@@ -87,7 +87,7 @@ def compare(pack: Pack, source: Store | Path, progress: Progress, jobs: int) -> 
     """Compare on `jobs` threads. Raises InputError where the checkpoint is none that could have made the pack."""
     conversion = Conversion(source, pack.manifest.settings)
     checkpoint, spec = conversion.checkpoint, read_spec(pack)
-    family = models.get(str(pack.manifest.model["model_type"]))
+    family = models.of(spec)
     if not isinstance(conversion.spec, family.Spec):
         found = f"the checkpoint is of family {checkpoint.config['model_type']!r}"
         raise InputError(found, where=checkpoint.where, expected=str(pack.manifest.model["model_type"]))

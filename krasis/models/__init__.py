@@ -5,7 +5,7 @@ import pkgutil
 from typing import cast
 
 from krasis.errors import InputError
-from krasis.models.family import Family
+from krasis.models.family import Family, ModelSpec
 
 _SHARED = {"blocks", "config", "conform", "family", "ops", "state", "weight"}
 
@@ -20,3 +20,8 @@ def get(model_type: str) -> Family:
     if model_type not in names():
         raise InputError(f"unknown model family {model_type!r}", expected=f"one of {', '.join(names())}")
     return cast(Family, importlib.import_module(f"{__name__}.{model_type}"))
+
+
+def of(spec: ModelSpec) -> Family:
+    """The family that a spec is of."""
+    return get(str(spec.__struct_config__.tag))

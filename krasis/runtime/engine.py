@@ -41,7 +41,7 @@ class Engine:
     ) -> None:
         self.spec, self.backend = read_spec(pack), backend
         self.kv = kv or backend.kv
-        self._family = models.get(str(pack.manifest.model["model_type"]))
+        self._family = models.of(self.spec)
         check_pack(pack, self._family, self.spec)
         layouts = (layout,) if layout else backend.layouts
         self.segments = planning.chosen(pack.manifest, layouts)

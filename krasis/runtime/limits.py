@@ -35,7 +35,7 @@ def memory_to_read() -> Tensor:
 
 def read_rate(pool: Pool, memory: Tensor) -> float:
     """Bytes a second that all threads of the pool read together: the best of a few passes."""
-    return memory.nbytes / min(_seconds(partial(pool.read, memory)) for _ in range(PASSES))
+    return memory.nbytes / min(seconds(partial(pool.read, memory)) for _ in range(PASSES))
 
 
 def product_rate(pack: Pack, segments: list[Segment], backend: Backend) -> float:
@@ -44,7 +44,7 @@ def product_rate(pack: Pack, segments: list[Segment], backend: Backend) -> float
     for linear, tensor in _one_of_each(pack, segments, backend):
         x, until = torch.randn(TOKENS, tensor.shape[1]), time.perf_counter() + TRIAL_S
         while time.perf_counter() < until:
-            best = max(best, TOKENS * prod(tensor.padded_shape) / _seconds(partial(linear, x)))
+            best = max(best, TOKENS * prod(tensor.padded_shape) / seconds(partial(linear, x)))
     return best
 
 
@@ -61,7 +61,8 @@ def _one_of_each(pack: Pack, segments: list[Segment], backend: Backend) -> Itera
             yield backend.linear(packed_matrix(tensor, segment.layout, arrays)), tensor
 
 
-def _seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object]) -> float:
+    """What a call takes."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin

@@ -1,6 +1,5 @@
 """Measure the rates of this machine: its processor always, one GPU where torch finds one."""
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +12,7 @@ from krasis.native.cpu import Pool
 from krasis.pack.record import TensorSpec, sections
 from krasis.runtime.backend import packed_matrix
 from krasis.runtime.cpu import CpuBackend
-from krasis.runtime.limits import PASSES, TOKENS, memory_to_read, read_rate
+from krasis.runtime.limits import PASSES, TOKENS, memory_to_read, read_rate, seconds
 from krasis.runtime.rates import REFERENCE, Rates, machine
 
 MATRIX = TensorSpec("w", "int4", (4096, 2048), (4096, 2048), 128)
@@ -100,9 +99,4 @@ def _synchronized(action: Callable[[], object]) -> Callable[[], None]:
 def _best(action: Callable[[], object]) -> float:
     """Seconds of the fastest of a few passes, after one that counts for nothing."""
     action()
-    found = []
-    for _ in range(PASSES):
-        begin = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+    return min(seconds(action) for _ in range(PASSES))

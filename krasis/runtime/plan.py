@@ -55,7 +55,7 @@ def plan(
     Raises InputError where the model takes fewer positions.
     """
     check_context(spec, context)
-    layers = models.get(_family(spec)).states(spec)
+    layers = models.of(spec).states(spec)
     width = _block_width(manifest)
     weights = sum(segment.bytes for segment in chosen(manifest, layouts))
     copies = weights if load == "copied" else 0
@@ -86,16 +86,16 @@ def check_context(spec: ModelSpec, context: int, where: str = "--context") -> No
 def check(plan: Plan, available: int) -> list[str]:
     """Notes on what will be slow. Raises FitError with the number that would fit."""
     if plan.allocated > available:
-        copies = f" with a copy of {_gib(plan.weights)} of weights" if plan.load == "copied" else ""
-        what = f"a context of {plan.context} tokens{copies} needs {_gib(plan.allocated)} of memory"
+        copies = f" with a copy of {gib(plan.weights)} of weights" if plan.load == "copied" else ""
+        what = f"a context of {plan.context} tokens{copies} needs {gib(plan.allocated)} of memory"
         most = bisect_right(range(1, plan.context), available, key=plan.needs)
         hint = f"{most} tokens would fit" if most else "no context fits"
         mapped = plan.allocated - plan.weights
         if copies and not most and mapped <= available:
-            hint = f"--load mapped needs {_gib(mapped)}"
-        raise FitError(what, where="RAM", expected=f"{_gib(available)} are available", hint=hint)
+            hint = f"--load mapped needs {gib(mapped)}"
+        raise FitError(what, where="RAM", expected=f"{gib(available)} are available", hint=hint)
     if plan.resident > available:
-        return [f"weights of {_gib(plan.weights)} exceed the {_gib(available)} of free memory: they are read from disk"]
+        return [f"weights of {gib(plan.weights)} exceed the {gib(available)} of free memory: they are read from disk"]
     return []
 
 
@@ -129,11 +129,6 @@ def _workspace(spec: ModelSpec, layers: list[LayerState], width: int, context: i
     return 4 * (chunk * (16 * spec.hidden_size + 3 * width + context) + 2 * context * widest + spec.vocab_size)
 
 
-def _family(spec: ModelSpec) -> str:
-    tag = spec.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag
-
-
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes as refusals give them."""
     return f"{size / 2**30:.2f} GiB"

@@ -33,7 +33,7 @@ def plan_host(
     notes = check(memory, ram)
     prompt = min(prompt, context)
     segments = chosen(manifest, LAYOUTS)
-    states = models.get(str(manifest.model["model_type"])).states(spec)
+    states = models.of(spec).states(spec)
     products = prompt * products_per_token(spec, segments) + attention_products(spec, states, prompt)
     read = bytes_per_token(spec, segments, states, kv, prompt)
     return HostPlan(

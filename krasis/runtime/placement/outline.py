@@ -74,7 +74,7 @@ class Outline:
 def outline(manifest: Manifest, where: object = "") -> Outline:
     """Raises InputError where the pack has no layout for GPUs, or lacks what its model spec asks for."""
     spec = spec_of(manifest, where)
-    family = models.get(str(manifest.model["model_type"]))
+    family = models.of(spec)
     check_manifest(manifest, family, spec, where)
     found = {segment.name: segment for segment in chosen(manifest, (LAYOUT,))}
     every = {segment.name for _, segment in manifest.segments()}

@@ -13,7 +13,7 @@ from krasis.runtime.placement.memory import MIB, Held, Memory, Workspace
 from krasis.runtime.placement.outline import Outline
 from krasis.runtime.placement.residents import HOST, Candidates, Ints, assign, candidates
 from krasis.runtime.placement.speed import Traffic, decode_seconds, prefill_seconds
-from krasis.runtime.plan import check_context
+from krasis.runtime.plan import check_context, gib
 from krasis.runtime.rates import Rates
 
 HOST_BYTES = 256 * MIB
@@ -128,8 +128,8 @@ def plan(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes) 
         _refuse(memory, wishes)
     made = _plan(memory, experts, placement, wishes, rates, profiled=routing is not None)
     if wishes.ram is not None and made.ram > wishes.ram:
-        what = f"weights on no device need {_size(made.ram)} of memory"
-        expected, hint = f"{_size(wishes.ram)} are given", f"--ram {made.ram} would fit"
+        what = f"weights on no device need {gib(made.ram)} of memory"
+        expected, hint = f"{gib(wishes.ram)} are given", f"--ram {made.ram} would fit"
         raise PlacementError(what, "--ram", expected, {"ram": made.ram}, hint)
     return made
 
@@ -176,8 +176,8 @@ def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
     most = bisect_left(range(1, wishes.context), True, key=lambda context: not fits(smallest, context))
     would_fit = {"vram": least} | ({"context": most} if most else {})
     hint = f"--vram {','.join([str(least)] * len(wishes.vram))} would fit" + f", or --context {most}" * bool(most)
-    what = f"a context of {wishes.context} tokens needs {_size(least)} on each GPU"
-    raise PlacementError(what, "--vram", f"{_size(smallest)} are given", would_fit, hint)
+    what = f"a context of {wishes.context} tokens needs {gib(least)} on each GPU"
+    raise PlacementError(what, "--vram", f"{gib(smallest)} are given", would_fit, hint)
 
 
 def _plan(
@@ -230,7 +230,3 @@ def _device(found: Outline, experts: Candidates, placement: _Placement, number: 
         layers=tuple(layers),
         head=head,
     )
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
