@@ -136,11 +136,15 @@ void Moe::gather(const Batch &batch, int thread) {
     });
 }
 
+const krasis_matrix &Moe::matrix(bool down) const { return down ? call_.experts.w2 : call_.experts.w13; }
+
+int64_t Moe::units(bool down) const { return units_of(matrix(down), down ? call_.experts.hidden : call_.experts.w13.n); }
+
 // Calls action(part) for what of a product belongs to a share.
 template <class Action>
 void Moe::parts(const Batch &batch, bool down, const Share &share, const Action &action) const {
-    const krasis_matrix &first = down ? call_.experts.w2 : call_.experts.w13;
-    const int64_t units = units_of(first, down ? call_.experts.hidden : first.n);
+    const krasis_matrix &first = matrix(down);
+    const int64_t units = this->units(down);
     double base = 0;
     for (size_t r = batch.first_run; r < batch.last_run; r++) {
         const Run &run = runs_[r];
@@ -153,11 +157,10 @@ void Moe::parts(const Batch &batch, bool down, const Share &share, const Action 
 }
 
 Shares Moe::shares(const Batch &batch, bool down, int thread) {
-    const krasis_matrix &first = down ? call_.experts.w2 : call_.experts.w13;
     double cost = 0;
     for (size_t r = batch.first_run; r < batch.last_run; r++)
         cost += runs_[r].cost();
-    return {cost * units_of(first, down ? call_.experts.hidden : first.n), thread, pool_.threads(), taken_[down]};
+    return {cost * units(down), thread, pool_.threads(), taken_[down]};
 }
 
 // For what a thread will multiply down first.

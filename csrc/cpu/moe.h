@@ -67,6 +67,8 @@ private:
     void work(int thread);
     void quantize_tokens(int64_t first, int64_t last);
     void gather(const Batch &batch, int thread);
+    const krasis_matrix &matrix(bool down) const; // of the first expert
+    int64_t units(bool down) const;               // of each expert
     template <class Action>
     void parts(const Batch &batch, bool down, const Share &share, const Action &action) const;
     Shares shares(const Batch &batch, bool down, int thread);

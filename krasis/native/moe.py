@@ -114,6 +114,8 @@ class NativeExperts:
         They are checked here, once, so that a call costs little before it reaches the kernel.
         """
         arguments, tensors = self._arguments(x, ids, weights, y), (x, ids, weights, y)
+        if not all(tensor.is_contiguous() for tensor in tensors):
+            raise InputError("a tensor with gaps", expected="contiguous tensors")
 
         def call(_kept: tuple[Tensor, ...] = tensors) -> None:
             self._call(arguments)
@@ -125,7 +127,7 @@ class NativeExperts:
             raise self._pool.error(status, f"{arguments[1]} tokens, {arguments[5]} of {self._shape.count} experts each")
 
     def _arguments(self, x: Tensor, ids: Tensor, weights: Tensor, y: Tensor) -> tuple[int, ...]:
-        """Those of krasis_moe, from x on."""
+        """Those of krasis_moe from x on, whose tensors are contiguous."""
         (m, chosen), hidden = ids.shape, self._shape.hidden
         if x.shape != (m, hidden) or weights.shape != ids.shape or y.shape != x.shape:
             found = f"x {tuple(x.shape)}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, y {tuple(y.shape)}"
@@ -133,7 +135,5 @@ class NativeExperts:
         dtypes = x.dtype, ids.dtype, weights.dtype, y.dtype
         if dtypes != (torch.float32, torch.int64, torch.float32, torch.float32):
             raise InputError(", ".join(map(str, dtypes)), expected="float32, int64, float32, float32")
-        if not (x.is_contiguous() and ids.is_contiguous() and weights.is_contiguous() and y.is_contiguous()):
-            raise InputError("a tensor with gaps", expected="contiguous tensors")
         x_at, ids_at, weights_at, y_at = x.data_ptr(), ids.data_ptr(), weights.data_ptr(), y.data_ptr()
         return x_at, m, hidden, ids_at, weights_at, chosen, y_at, hidden
