@@ -44,5 +44,6 @@ clean:
 	touch $@
 
 .venv/dev: .venv/built
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	    --config-settings=cmake.define.KRASIS_EMULATED=ON
 	touch $@

@@ -1,8 +1,6 @@
 // The obvious reading of the marlin layout on the GPU: one thread a weight. The reference of the faster kernels.
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-
-#include "krasis.h"
+#include "device.cuh"
+#include "krasis_cuda.h"
 
 namespace {
 
@@ -31,8 +29,7 @@ __device__ int scale_column(int n, bool one_group) {
 }
 
 template <int Bits>
-__global__ void dequantize(const uint32_t *codes, const __nv_bfloat16 *scales, int k, int n, int group_size,
-                           __nv_bfloat16 *out) {
+__global__ void dequantize(const uint32_t *codes, const bf16 *scales, int k, int n, int group_size, bf16 *out) {
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (i >= (int64_t)n * k)
         return;
@@ -40,8 +37,8 @@ __global__ void dequantize(const uint32_t *codes, const __nv_bfloat16 *scales, i
     const Place place = Bits == 4 ? int4_place(row, column, n) : int8_place(row, column, n);
     const int code = codes[place.word] >> place.shift & ((1 << Bits) - 1);
     const int at = scale_column(column, group_size == k);
-    const float scale = __bfloat162float(scales[(int64_t)(row / group_size) * n + at]);
-    out[i] = __float2bfloat16_rn((code - (1 << (Bits - 1))) * scale);
+    const float scale = to_float(scales[(int64_t)(row / group_size) * n + at]);
+    out[i] = to_bf16((code - (1 << (Bits - 1))) * scale);
 }
 
 bool tiled(int k, int n) {
@@ -64,7 +61,6 @@ extern "C" int krasis_cuda_dequantize(const void *codes, const uint16_t *scales,
         return KRASIS_ERROR_GROUP;
     const auto kernel = codec == KRASIS_INT4 ? dequantize<4> : dequantize<8>;
     const unsigned blocks = ((int64_t)n * k + kThreads - 1) / kThreads;
-    kernel<<<blocks, kThreads, 0, (cudaStream_t)stream>>>((const uint32_t *)codes, (const __nv_bfloat16 *)scales, k, n,
-                                                          group_size, (__nv_bfloat16 *)out);
-    return cudaGetLastError() == cudaSuccess ? KRASIS_OK : KRASIS_ERROR_DEVICE;
+    return launch(kernel, blocks, kThreads, 0, stream, (const uint32_t *)codes, (const bf16 *)scales, k, n, group_size,
+                  (bf16 *)out);
 }

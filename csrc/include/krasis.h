@@ -1,5 +1,4 @@
-/* The C ABI of krasis: products with packed matrices and quantization on the CPU, and operations on packed matrices on
- * the GPU.
+/* The C ABI of krasis: products with packed matrices and quantization on the CPU.
  *
  * Every function that can fail returns a krasis_status. Nothing throws, prints or aborts, and no argument, null or
  * misshapen, crashes; the arrays behind the pointers must be as large as the shapes say.
@@ -314,14 +313,6 @@ KRASIS_API int krasis_pack(int isa, const krasis_codes *parts, int32_t count, co
 KRASIS_API int krasis_int4_feedback(int isa, const float *weight, const float *shares, const uint16_t *scales,
                                     const float *importance, int64_t k, int64_t n, int64_t group_size, uint8_t *codes,
                                     double *errors);
-
-/* libkrasis_cuda.so, there where it was built. Pointers are to device memory, work goes to `stream` and is not awaited. */
-
-KRASIS_API int krasis_cuda_abi_version(void);
-
-/* out bf16 [n][k] = (code - zero) * scale of an INT4 or INT8 matrix in the marlin layout, rounded to nearest even. */
-KRASIS_API int krasis_cuda_dequantize(const void *codes, const uint16_t *scales, int codec, int k, int n,
-                                      int group_size, uint16_t *out, void *stream);
 
 #ifdef __cplusplus
 }

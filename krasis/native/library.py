@@ -16,10 +16,6 @@ ABI_VERSION = 4
 _INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 Signatures = dict[str, tuple[Any, list[Any]]]
 
-_CUDA_SIGNATURES: Signatures = {
-    "krasis_cuda_abi_version": (_INT, []),
-    "krasis_cuda_dequantize": (_INT, [_POINTER, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER]),
-}
 _CPU_SIGNATURES: Signatures = {
     "krasis_abi_version": (_INT, []),
     "krasis_strerror": (ctypes.c_char_p, [_INT]),
@@ -67,16 +63,11 @@ _CPU_SIGNATURES: Signatures = {
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
     """libkrasis_cpu.so. Raises KrasisError where it is missing, can't be opened or has another ABI."""
-    return _open("libkrasis_cpu.so", _CPU_SIGNATURES, "krasis_abi_version")
+    return open_library("libkrasis_cpu.so", _CPU_SIGNATURES, "krasis_abi_version")
 
 
-@functools.cache
-def cuda_library() -> ctypes.CDLL:
-    """libkrasis_cuda.so, which needs no driver to open. Raises KrasisError as `cpu_library` does."""
-    return _open("libkrasis_cuda.so", _CUDA_SIGNATURES, "krasis_cuda_abi_version")
-
-
-def _open(name: str, signatures: Signatures, abi_version: str) -> ctypes.CDLL:
+def open_library(name: str, signatures: Signatures, abi_version: str) -> ctypes.CDLL:
+    """The library of a file name, its functions typed. Raises KrasisError as `cpu_library` does."""
     path = _find(name)
     try:
         library = ctypes.CDLL(str(path))

@@ -1,0 +1,48 @@
+/* What kernels are written in: CUDA under nvcc, and under any C++ compiler an emulation of it on the CPU, so that the
+ * same sources are tested where there is no GPU.
+ *
+ * Both sides have __global__, __device__, __shared__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim,
+ * __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync and __ballot_sync (whole warps only), float2,
+ * float4, uint2, uint4, int4, min, max and C's mathematics. What they spell differently:
+ *
+ *     launch(kernel, grid, block, shared_bytes, stream, arguments...)   a krasis_status
+ *     dynamic_shared()                                                  char *, aligned to 128 bytes
+ *     bf16, to_float(bf16), to_bf16(float)                              rounded to nearest even
+ *     pack_bf16(low, high), low_float(word), high_float(word)           two of them in 32 bits
+ *     mul_bf16x2, sub_bf16x2                                            on such words, rounded once
+ *     e4m3_to_float(byte), to_e4m3(float)                               nearest even, saturating at 448
+ *     and_or(a, b, c) = (a & b) | c, permute(a, b, selector)            one instruction each: lop3, prmt
+ *     mma_bf16(d, a, b)                                                 m16n8k16: d[4] += a[4] b[2], float32 sums
+ *     load_matrix_x4(r, row), load_matrix_x4_turned(r, row)             ldmatrix of four 8 x 8 matrices of 16 bits
+ *     copy_async(shared, global, valid), copy_async_commit(),           16 bytes, zeros where not valid
+ *     copy_async_wait<n>()                                              until at most n commits are under way
+ *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices
+ *     nanoseconds()                                                     of the device's clock
+ */
+#pragma once
+
+#include <cstdint>
+
+#include "krasis.h"
+
+#ifdef __CUDACC__
+#include "device_nvcc.cuh"
+#else
+#include "emulated/device.h"
+#endif
+
+constexpr int kWarp = 32;
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+    for (int step = kWarp / 2; step; step /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+#pragma unroll
+    for (int step = kWarp / 2; step; step /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
