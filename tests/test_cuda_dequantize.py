@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda import on_devices
+from cuda_devices import on_devices
 
 from krasis import quant
 from krasis.errors import InputError, KrasisError
