@@ -16,7 +16,7 @@ from torch import Tensor
 
 from krasis import models
 from krasis.models.blocks.rope import Rope, RopeSpec
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import DeltaForm, DeltaShape, HeadShape, Ops, Routing, TorchOps
 from krasis.models.state import Cached
 from krasis.native.cpu import Pool
@@ -26,6 +26,7 @@ from krasis.runtime.attention import fast_attention
 from krasis.runtime.backend import ExpertRecords, PackedMatrix
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.engine import Engine
+from krasis.runtime.heads import PackedHeads
 from krasis.runtime.ops import CpuOps
 
 CALLS, TOKENS, WARM = 300, 100, 20
@@ -127,9 +128,9 @@ class WithoutProducts(CpuBackend):
         columns = sum(matrix.spec.shape[0] for matrix in matrices)
         return lambda x: torch.zeros((x.shape[0], columns))
 
-    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
+    def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         rows = matrices[0].spec.shape[0]
-        return lambda x: torch.zeros((x.shape[0], len(matrices), rows))
+        return PackedHeads(matrices, lambda x: torch.zeros((x.shape[0], len(matrices), rows)))
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         return lambda x, ids, weights: torch.zeros_like(x)

@@ -18,7 +18,7 @@ from krasis.pack.manifest import FileHash, Settings
 from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import PackedMatrix
-from krasis.runtime.reference import dequantize
+from krasis.runtime.dequantize import dequantize
 from krasis.runtime.tokenizer import Tokenizer
 from krasis.synth import popularity
 from krasis.synth.pack import Recipe, Synthesis, shortened

@@ -66,6 +66,9 @@ class Weights(Protocol):
     def tensor(self, segment: str, name: str) -> Tensor:
         """An unquantized tensor."""
 
+    def embedding(self, segment: str, name: str) -> Linear:
+        """The rows of an unquantized table: ids int64 [tokens] -> float32 [tokens, H]."""
+
     def linear(self, segment: str, name: str) -> Linear:
         """The product with a matrix of any codec."""
 

@@ -50,9 +50,12 @@ class Cached:
 
 
 class State(Protocol):
-    """The state of one sequence. A forward moves `position` on once, at its end."""
+    """The state of one sequence, of `position` tokens so far."""
 
     position: int
+
+    def advance(self, tokens: int) -> None:
+        """Move the position on: once a forward, at its end."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """Cache k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over what is cached.

@@ -6,8 +6,9 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.models.state import Cached
 from krasis.pack.record import TensorSpec
@@ -54,14 +55,20 @@ class Backend(Protocol):
     kv: KvDtype
     ops: Ops
 
+    def tensor(self, stored: Tensor) -> Tensor:
+        """An unquantized tensor of the pack, where the other operations want it."""
+
+    def embedding(self, table: Tensor) -> Linear:
+        """ids int64 [tokens] -> rows of an unquantized table, float32 [tokens, H]."""
+
     def linear(self, matrix: PackedMatrix) -> Linear:
         """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
         """Products of one x with matrices of as many columns, side by side."""
 
-    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
-        """Products of x [tokens, heads, K] with a matrix a head, all of one shape -> [tokens, heads, N]."""
+    def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
+        """A matrix a head, all of one shape."""
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         """The experts of a layer in kernels of their own, None where there are none for their codec or activation."""
@@ -71,6 +78,11 @@ class Backend(Protocol):
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
+
+
+def rows_of(table: Tensor) -> Linear:
+    """See `Backend.embedding`."""
+    return lambda ids: functional.embedding(ids, table).float()
 
 
 def side_by_side(linears: Sequence[Linear]) -> Linear:

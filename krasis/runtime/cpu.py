@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.models.state import Cached
 from krasis.native.cpu import Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
 from krasis.native.ops import MOST_HEAD_DIM, NativeOps
 from krasis.runtime.attention import fast_attention
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, side_by_side, strip_parts
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, rows_of, side_by_side, strip_parts
+from krasis.runtime.heads import PackedHeads
 from krasis.runtime.ops import CpuOps
 from krasis.runtime.rows import store_rows
 
@@ -36,6 +37,12 @@ class CpuBackend:
         self._native = NativeOps(self.pool)
         self.ops: Ops = CpuOps(self._native)
 
+    def tensor(self, stored: Tensor) -> Tensor:
+        return stored
+
+    def embedding(self, table: Tensor) -> Linear:
+        return rows_of(table)
+
     def linear(self, matrix: PackedMatrix) -> Linear:
         spec = matrix.spec
         if matrix.values is not None and matrix.values.dtype == torch.float32:
@@ -52,12 +59,12 @@ class CpuBackend:
             [_native(matrix) for matrix in matrices], [matrix.spec.shape[0] for matrix in matrices]
         )
 
-    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
+    def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         if not all(map(_is_native, matrices)):
-            return each_head([self.linear(matrix) for matrix in matrices])
+            return PackedHeads(matrices, each_head([self.linear(matrix) for matrix in matrices]))
         rows = matrices[0].spec.shape[0]
         product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
-        return lambda x: product.each(x).view(x.shape[0], -1, rows)
+        return PackedHeads(matrices, lambda x: product.each(x).view(x.shape[0], -1, rows))
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         w13, w2 = records.first["w13"], records.first["w2"]

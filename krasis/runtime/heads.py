@@ -1,17 +1,19 @@
 """A matrix a head, multiplied as one."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from krasis.models.family import Linear
 from krasis.runtime.backend import PackedMatrix
-from krasis.runtime.reference import dequantize
+from krasis.runtime.dequantize import dequantize
 
 
 class PackedHeads:
-    """Implements `krasis.models.family.Heads`."""
+    """Implements `krasis.models.family.Heads`; `product` is what it does when called."""
 
-    def __init__(self, matrices: list[PackedMatrix], product: Linear) -> None:
+    def __init__(self, matrices: Sequence[PackedMatrix], product: Linear) -> None:
         self._matrices = matrices
         self._product = product
 

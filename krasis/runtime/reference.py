@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from krasis import layout as layouts
-from krasis import quant
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops, TorchOps
 from krasis.models.state import Cached
-from krasis.quant.codec import Quantized
 from krasis.runtime.attention import reference_attention
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, side_by_side, strip_parts
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, rows_of, side_by_side
+from krasis.runtime.dequantize import dequantize
+from krasis.runtime.heads import PackedHeads
 from krasis.runtime.rows import store_rows
 
 
@@ -24,6 +24,12 @@ class ReferenceBackend:
         self.ops: Ops = TorchOps()
         self.layouts = tuple(layouts.names())
 
+    def tensor(self, stored: Tensor) -> Tensor:
+        return stored
+
+    def embedding(self, table: Tensor) -> Linear:
+        return rows_of(table)
+
     def linear(self, matrix: PackedMatrix) -> Linear:
         # Dequantized at every call, so that memory stays bounded whatever the model's size.
         return lambda x: x @ dequantize(matrix).T
@@ -31,8 +37,8 @@ class ReferenceBackend:
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
         return side_by_side([self.linear(matrix) for matrix in matrices])
 
-    def head_products(self, matrices: Sequence[PackedMatrix]) -> Linear:
-        return each_head([self.linear(matrix) for matrix in matrices])
+    def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
+        return PackedHeads(matrices, each_head([self.linear(matrix) for matrix in matrices]))
 
     def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
         return None
@@ -42,18 +48,3 @@ class ReferenceBackend:
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         return reference_attention(q, k, v, scale, window, sinks)
-
-
-def dequantize(matrix: PackedMatrix) -> Tensor:
-    """float32 [N, K], logical."""
-    spec = matrix.spec
-    if matrix.values is not None:
-        return matrix.values.float()
-    assert matrix.codes is not None
-    assert matrix.scales is not None
-    codec, order = quant.get(spec.codec), layouts.get(matrix.layout)
-    padded_k = spec.padded_shape[1]
-    codes = order.unpack(matrix.codes, codec.BITS)
-    scales = order.unpack_scales(matrix.scales, padded_k, spec.group_size)
-    weight = codec.dequantize(Quantized(codes, scales))[:, : spec.shape[1]]
-    return strip_parts(weight.T.contiguous(), spec).T

@@ -41,6 +41,10 @@ class SequenceState:
             tuple(map(torch.zeros, layer.shapes)) if isinstance(layer, Recurrent) else () for layer in layers
         ]
 
+    def advance(self, tokens: int) -> None:
+        """See `State`."""
+        self.position += tokens
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past the capacity."""
         keys, values = self.extend(layer, k, v)

@@ -11,7 +11,6 @@ from krasis.models.ops import Ops
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, packed_matrix, strip_parts
 from krasis.runtime.experts import RoutedExperts
-from krasis.runtime.heads import PackedHeads
 from krasis.runtime.moments import Moments
 from krasis.runtime.tracer import Tracer
 
@@ -35,7 +34,10 @@ class PackWeights:
         self._wanted = (layout,) if layout else backend.layouts
 
     def tensor(self, segment: str, name: str) -> Tensor:
-        return self._pack.arrays(segment, PLAIN)[name, "values"]
+        return self._backend.tensor(self._stored(segment, name))
+
+    def embedding(self, segment: str, name: str) -> Linear:
+        return self._backend.embedding(self._stored(segment, name))
 
     def linear(self, segment: str, name: str) -> Linear:
         return self._backend.linear(self._matrices(segment, 0)[name])
@@ -46,8 +48,7 @@ class PackWeights:
 
     def heads(self, segment: str, name: str) -> Heads:
         count = self._pack.segment(segment, self._layout(segment)).count
-        matrices = [self._matrices(segment, head)[name] for head in range(count)]
-        return PackedHeads(matrices, self._backend.head_products(matrices))
+        return self._backend.heads([self._matrices(segment, head)[name] for head in range(count)])
 
     def experts(self, segment: str, activation: Activation) -> Experts:
         layer = int(segment.split(".")[1])
@@ -55,6 +56,9 @@ class PackWeights:
         if experts is None:
             experts = self._one_by_one(segment, layer, activation)
         return experts if self._tracer is None else _traced(experts, layer, self._tracer)
+
+    def _stored(self, segment: str, name: str) -> Tensor:
+        return self._pack.arrays(segment, PLAIN)[name, "values"]
 
     def _records(self, segment: str) -> ExpertRecords:
         found = self._pack.segment(segment, self._layout(segment))

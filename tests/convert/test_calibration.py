@@ -23,9 +23,9 @@ from krasis.pack.reader import Pack
 from krasis.quant import feedback, int4, int8
 from krasis.runtime import engine as engines
 from krasis.runtime.backend import PackedMatrix
+from krasis.runtime.dequantize import dequantize
 from krasis.runtime.eval import Loss, text_loss, windows
 from krasis.runtime.heat import measure, save_imatrix
-from krasis.runtime.reference import dequantize
 from krasis.runtime.tokenizer import Tokenizer
 
 WINDOW = 512

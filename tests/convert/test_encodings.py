@@ -12,7 +12,7 @@ from krasis.convert.encodings import compressed_tensors, fp8_block, mxfp4
 from krasis.models.weight import Source
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import PackedMatrix
-from krasis.runtime.reference import dequantize
+from krasis.runtime.dequantize import dequantize
 
 EXPERT = "layers.2.experts"
 

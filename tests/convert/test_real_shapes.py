@@ -28,7 +28,7 @@ from krasis.pack.reader import Pack
 from krasis.pack.record import sections
 from krasis.runtime.backend import PackedMatrix, strip_parts
 from krasis.runtime.cpu import CpuBackend
-from krasis.runtime.reference import dequantize
+from krasis.runtime.dequantize import dequantize
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import synthetic_checkpoint

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional
 
 from krasis.models.blocks.norms import Norm
 from krasis.models.blocks.rope import Angles, Rope
@@ -48,7 +47,7 @@ class Decoder:
         self, weights: Weights, blocks: Sequence[Block], rope: Rope, eps: float, *, offset: float = 0.0
     ) -> None:
         self.observe: Callable[[int, Tensor], None] | None = None
-        self._embed = weights.tensor("base", "embed")
+        self._ops, self._embed = weights.ops, weights.embedding("base", "embed")
         self._norm = Norm(weights, "base", "norm", eps, offset=offset)
         self._lm_head = weights.linear("head", "lm_head")
         self.blocks = blocks
@@ -56,13 +55,13 @@ class Decoder:
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
         tokens = ids.shape[0]
-        x = functional.embedding(ids, self._embed).float()
-        angles = self.rope.angles(state.position, tokens)
+        x = self._embed(ids)
+        angles = self._ops.angles(self.rope, state.position, tokens)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, angles, state)
             if self.observe is not None:
                 self.observe(layer, x)
-        state.position += tokens
+        state.advance(tokens)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
