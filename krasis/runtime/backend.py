@@ -14,6 +14,9 @@ from krasis.pack.record import TensorSpec
 
 KvDtype = Literal["f32", "bf16", "fp8"]
 
+MOST_TOGETHER = 64
+"""Sequences that may run together."""
+
 Attention = Callable[[Tensor, Cached, Cached, float, int, Tensor | None], Tensor]
 """(q, k, v, scale, window, sinks) -> causal attention of the last tokens over all; see `krasis.runtime.attention`."""
 
@@ -47,12 +50,16 @@ class ExpertRecords:
 
 
 class Backend(Protocol):
-    """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told."""
+    """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told.
+
+    `exact_rows`: what it makes of a row is the same bit for bit whatever rows are beside it, up to `MOST_TOGETHER`.
+    """
 
     name: str
     layouts: tuple[str, ...]
     kv: KvDtype
     ops: Ops
+    exact_rows: bool
 
     def linear(self, matrix: PackedMatrix) -> Linear:
         """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""

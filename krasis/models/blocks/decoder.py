@@ -57,12 +57,12 @@ class Decoder:
     def forward(self, ids: Tensor, state: State) -> Tensor:
         tokens = ids.shape[0]
         x = functional.embedding(ids, self._embed).float()
-        angles = self.rope.angles(state.position, tokens)
+        angles = state.angles(self.rope, tokens)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, angles, state)
             if self.observe is not None:
                 self.observe(layer, x)
-        state.position += tokens
+        state.advance(tokens)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
