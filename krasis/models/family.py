@@ -86,7 +86,7 @@ class Model(Protocol):
     """A family's forward, written once for all backends."""
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
-        """ids int64 [tokens], continuing at state.position -> hidden states [tokens, H], and moves the position on."""
+        """ids int64 [tokens], continuing `state` -> hidden states [tokens, H], and moves the state on."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, H] -> float32 [tokens, vocabulary]."""

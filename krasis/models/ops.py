@@ -14,7 +14,7 @@ from krasis.models.blocks.causal_conv import causal_conv
 from krasis.models.blocks.delta_rule import delta_rule
 from krasis.models.blocks.mlp import swiglu
 from krasis.models.blocks.norms import rms_norm
-from krasis.models.blocks.rope import Angles, Rope, rotate
+from krasis.models.blocks.rope import Angles, rotate
 from krasis.models.blocks.routing import normalized
 
 UNIT_EPS = 1e-6
@@ -70,9 +70,6 @@ class DeltaForm:
 class Ops(Protocol):
     """See `TorchOps` for what each one computes. Results are those, but for the order of sums."""
 
-    def angles(self, rope: Rope, start: int, tokens: int) -> Angles:
-        """The angles of positions start to start + tokens, as the operations below take them."""
-
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[tokens, n] -> `rms_norm` by weight [n]."""
 
@@ -115,9 +112,6 @@ class Ops(Protocol):
 
 class TorchOps:
     """Implements `Ops`: the reference."""
-
-    def angles(self, rope: Rope, start: int, tokens: int) -> Angles:
-        return rope.angles(start, tokens)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from krasis.models.blocks.decoder import Decoder, Layer
@@ -15,7 +16,7 @@ from krasis.models.config import Config
 from krasis.models.family import Count, Linear, ModelSpec, PartCount, Weights, Width
 from krasis.models.ops import DeltaForm, DeltaShape, HeadShape, Routing
 from krasis.models.qwen3_moe import read_mlp
-from krasis.models.state import Cache, LayerState, Recurrent, State
+from krasis.models.state import Cache, LayerState, OneSequence, Recurrent, State
 from krasis.models.weight import File, Group, Source, Weight, base_file, experts, gated, layer_file, left_out, tensor
 
 
@@ -241,18 +242,23 @@ class _DeltaNet:
         )
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        past, memory = state.recurrent(self._layer)
-        qkvz = self._qkvz(x)
+        return self._o(state.each(self._mix, self._qkvz(x), self._beta_decay(x)))
+
+    def _mix(self, sequence: OneSequence, qkvz: Tensor, beta_decay: Tensor) -> Tensor:
+        past, memory = sequence.recurrent(self._layer)
         qkv = self._ops.conv_silu(qkvz[:, : self._channels], self._conv, past)
-        return self._o(self._ops.delta_net(qkv, qkvz[:, self._channels :], self._beta_decay(x), self._form, memory))
+        return self._ops.delta_net(qkv, qkvz[:, self._channels :], beta_decay, self._form, memory)
 
 
 class _Shared:
     """An expert that every token goes through, as far as it opens the gate of it."""
 
     def __init__(self, weights: Weights, name: str) -> None:
+        self._ops = weights.ops
         self._gate = weights.linear(name, "shared_gate")
         self._mlp = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._gate(x).sigmoid() * self._mlp(x)
+        gate = self._gate(x)
+        # By an operation on rows: torch rounds the sigmoid of a single value by where in the tensor it lies.
+        return self._ops.gate(torch.ones_like(gate), gate) * self._mlp(x)

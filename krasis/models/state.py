@@ -1,9 +1,13 @@
 """What a sequence remembers between forwards: what a family asks for, and what a backend gives it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from krasis.models.blocks.rope import Angles, Rope
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,8 @@ class Cached:
         return Cached(self.values[..., :dims], self.scales)
 
 
-class State(Protocol):
-    """The state of one sequence, of `position` tokens so far."""
-
-    position: int
-
-    def advance(self, tokens: int) -> None:
-        """Move the position on: once a forward, at its end."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
-        """Cache k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over what is cached.
-
-        `sinks`, [heads] logits, take part in the softmax and are then dropped.
-        """
+class OneSequence(Protocol):
+    """The state of one sequence."""
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """Cache rows [tokens, heads, dim], one tensor for each of `Cache.rows`; all of them so far."""
@@ -71,3 +64,25 @@ class State(Protocol):
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
         """The tensors of `Recurrent.shapes`, to be read and overwritten in place."""
+
+
+class State(Protocol):
+    """What a forward goes on from: one sequence and its next tokens, or several and the next token of each."""
+
+    def angles(self, rope: "Rope", tokens: int) -> "Angles":
+        """Those of the positions of the next tokens, as many as there are rows."""
+
+    def advance(self, tokens: int) -> None:
+        """Move on by so many rows: once a forward, at its end."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
+        """Cache k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over what is cached.
+
+        `sinks`, [heads] logits, take part in the softmax and are then dropped.
+        """
+
+    def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """What `run(sequence, its part of rows, ..)` gives for every `OneSequence`, one under the other.
+
+        This is how tokens meet in one sequence only; what is done to each row by itself is done to all at once.
+        """

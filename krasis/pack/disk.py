@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +25,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, sync it, then give it its name."""
+def write_synced(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file of one piece after another beside `path`, sync it, then give it its name."""
     scratch = path.with_name(path.name + TMP)
     with disk_errors(path):
         with scratch.open("wb") as file:
-            file.write(content)
+            for piece in content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(path)
@@ -46,6 +48,20 @@ def write_output(path: Path, content: bytes, what: str) -> None:
         write_synced(path, content)
     except OSError as error:
         raise UsageError(f"can't write the {what}: {error.strerror}", where=path) from error
+
+
+def lock_folder(path: Path, taken: str) -> int:
+    """Lock a folder for this process until the handle that is returned is closed.
+
+    Raises UsageError, which says `taken`, where another process has it.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UsageError(taken, where=path, hint="wait for it to end, or name another destination") from None
+    return handle
 
 
 def sync_folder(path: Path) -> None:

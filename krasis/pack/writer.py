@@ -5,7 +5,6 @@ folder takes its name.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +18,7 @@ import msgspec
 
 from krasis.errors import FitError, UsageError
 from krasis.pack import manifest as manifests
-from krasis.pack.disk import TMP, disk_errors, sync_folder, write_synced
+from krasis.pack.disk import TMP, disk_errors, lock_folder, sync_folder, write_synced
 from krasis.pack.file_writer import FileWriter, SegmentPlan
 from krasis.pack.hashing import digests, records
 from krasis.pack.manifest import FileHash, Manifest, Origin, PackFile, Settings
@@ -90,7 +89,7 @@ class PackWriter:
                 self.partial.mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"can't create the pack: {error.strerror}", where=self.partial) from error
-        self._lock = self._take_lock()
+        self._lock = lock_folder(self.partial, "another convert is writing this pack")
         try:
             self._refuse_foreign()
             self._resume(key, recheck, threads, progress or Silent())
@@ -196,16 +195,6 @@ class PackWriter:
         if names - {JOURNAL + TMP} and JOURNAL not in names:
             hint = "move it away, or name another destination"
             raise UsageError("the folder is no unfinished pack", where=self.partial, hint=hint)
-
-    def _take_lock(self) -> int:
-        lock = os.open(self.partial, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            hint = "wait for it to end, or name another destination"
-            raise UsageError("another convert is writing this pack", where=self.partial, hint=hint) from None
-        return lock
 
     def _resume(
         self, key: str, recheck: Callable[[SourceNote], SourceNote | None], threads: int, progress: Progress

@@ -15,6 +15,9 @@ from krasis.pack.record import TensorSpec
 
 KvDtype = Literal["f32", "bf16", "fp8"]
 
+MOST_TOGETHER = 64
+"""Sequences that may run together."""
+
 Attention = Callable[[Tensor, Cached, Cached, float, int, Tensor | None], Tensor]
 """(q, k, v, scale, window, sinks) -> causal attention of the last tokens over all; see `krasis.runtime.attention`."""
 
@@ -48,12 +51,16 @@ class ExpertRecords:
 
 
 class Backend(Protocol):
-    """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told."""
+    """`layouts` are those it can run, best first; `kv` the precision it caches keys and values in unless told.
+
+    `exact_rows`: what it makes of a row is the same bit for bit whatever rows are beside it, up to `MOST_TOGETHER`.
+    """
 
     name: str
     layouts: tuple[str, ...]
     kv: KvDtype
     ops: Ops
+    exact_rows: bool
 
     def tensor(self, stored: Tensor) -> Tensor:
         """An unquantized tensor of the pack, where the other operations want it."""

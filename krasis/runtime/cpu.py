@@ -15,7 +15,16 @@ from krasis.native.cpu import Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
 from krasis.native.ops import MOST_HEAD_DIM, NativeOps
 from krasis.runtime.attention import fast_attention
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, each_head, rows_of, side_by_side, strip_parts
+from krasis.runtime.backend import (
+    MOST_TOGETHER,
+    ExpertRecords,
+    KvDtype,
+    PackedMatrix,
+    each_head,
+    rows_of,
+    side_by_side,
+    strip_parts,
+)
 from krasis.runtime.heads import PackedHeads
 from krasis.runtime.ops import CpuOps
 from krasis.runtime.rows import store_rows
@@ -30,6 +39,7 @@ FEW_TOKENS = 8
 class CpuBackend:
     name = "cpu"
     kv: KvDtype = "bf16"
+    exact_rows = True
 
     def __init__(self, threads: int | None = None) -> None:
         self.layouts: tuple[str, ...] = LAYOUTS
@@ -46,7 +56,7 @@ class CpuBackend:
     def linear(self, matrix: PackedMatrix) -> Linear:
         spec = matrix.spec
         if matrix.values is not None and matrix.values.dtype == torch.float32:
-            return partial(functional.linear, weight=matrix.values)
+            return partial(_float_product, weight=matrix.values)
         if spec.parts == 1:
             return self.pool.linears([_native(matrix)], [spec.shape[0]])
         product = self.pool.linears([_native(matrix)], [spec.padded_shape[0]])
@@ -85,6 +95,14 @@ class CpuBackend:
         if q.shape[0] > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:
             return fast_attention(q, k, v, scale, window, sinks)
         return self._native.attention(q, (k.values, k.scales), (v.values, v.scales), scale, window, sinks)
+
+
+def _float_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [tokens, K] times the transposed weight [N, K]."""
+    if x.shape[0] > MOST_TOGETHER:
+        return functional.linear(x, weight)
+    # Torch sums a row in an order that depends on how many there are.
+    return torch.cat([functional.linear(row, weight) for row in torch.split(x, 1)])
 
 
 def _native_activation(activation: Activation) -> NativeActivation | None:

@@ -1,6 +1,7 @@
 """A pack made ready to run: backend, weights, state."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,13 +15,15 @@ from krasis.runtime.backend import Backend, KvDtype
 from krasis.runtime.machine import available_ram
 from krasis.runtime.moments import Moments, left_beside, moe_shapes
 from krasis.runtime.state import SequenceState
+from krasis.runtime.together import Together
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
 
 class Engine:
-    """Runs one sequence at a time, of at most `context` tokens. `plan` and `notes` say what it takes,
-    `segments` what it reads of the pack, `layers` what each layer remembers.
+    """Runs sequences of at most `context` tokens, `sequences` of them together where results stay the same bit for bit.
+
+    `plan` and `notes` say what it takes, `segments` what it reads of the pack, `layers` what each layer remembers.
 
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
     chooses, `moments` sums the squares of what experts are given.
@@ -32,6 +35,7 @@ class Engine:
         backend: Backend,
         *,
         context: int,
+        sequences: int = 1,
         kv: KvDtype | None = None,
         layout: str | None = None,
         load: planning.Load = "mapped",
@@ -46,9 +50,12 @@ class Engine:
         layouts = (layout,) if layout else backend.layouts
         self.segments = planning.chosen(pack.manifest, layouts)
         self.layers = self._family.states(self.spec)
-        self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, layouts, load)
+        self.sequences = sequences if backend.exact_rows else 1
+        self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, layouts, load, self.sequences)
         shapes = moe_shapes(pack, self._family.moe_layers(self.spec)) if moments else {}
         self.notes = planning.check(self.plan, left_beside(shapes, available_ram()))
+        if self.sequences < sequences:
+            self.notes.append(f"{backend.name} runs one sequence at a time: it rounds a row by the rows beside it")
         if load == "copied":
             keys = ((segment.name, segment.layout) for segment in self.segments)
             pack.copy(keys, len(os.sched_getaffinity(0)), progress or Silent())
@@ -73,6 +80,11 @@ class Engine:
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
         """Append ids to the sequence; float32 [len(ids), H] hidden states before the final norm."""
         return torch.cat([self.model.forward(chunk, state) for chunk in _chunks(ids)])
+
+    @torch.inference_mode()
+    def next_hidden(self, ids: list[int], states: Sequence[SequenceState]) -> Tensor:
+        """Append an id to each of several sequences; float32 [len(ids), H], each row as `all_hidden` gives it."""
+        return self.model.forward(torch.tensor(ids), Together(states))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

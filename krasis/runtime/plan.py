@@ -23,15 +23,16 @@ Load = Literal["mapped", "copied"]
 class Plan:
     """Bytes by purpose. Mapped `weights` live in the page cache; copied ones are allocated, as is the rest.
 
-    `needs` gives what another context would allocate.
+    `needs` gives what another context and another number of sequences would allocate.
     """
 
     context: int
+    sequences: int
     load: Load
     weights: int
     kv: int
     workspace: int
-    needs: Callable[[int], int] = field(repr=False, compare=False)
+    needs: Callable[[int, int], int] = field(repr=False, compare=False)
 
     @property
     def allocated(self) -> int:
@@ -49,8 +50,9 @@ def plan(
     kv: KvDtype,
     layouts: tuple[str, ...],
     load: Load = "mapped",
+    sequences: int = 1,
 ) -> Plan:
-    """The plan for sequences of `context` tokens, reading the first of `layouts` that a segment has.
+    """The plan for so many sequences of `context` tokens, reading the first of `layouts` that a segment has.
 
     Raises InputError where the model takes fewer positions.
     """
@@ -60,19 +62,20 @@ def plan(
     weights = sum(segment.bytes for segment in chosen(manifest, layouts))
     copies = weights if load == "copied" else 0
 
-    def kept(tokens: int) -> int:
-        return state_bytes(layers, tokens, PREFILL_CHUNK, kv)
+    def kept(tokens: int, sequences: int) -> int:
+        return sequences * state_bytes(layers, tokens, PREFILL_CHUNK, kv)
 
-    def workspace(tokens: int) -> int:
-        return _workspace(spec, layers, width, tokens)
+    def workspace(tokens: int, sequences: int) -> int:
+        return _workspace(spec, layers, width, tokens, sequences)
 
     return Plan(
         context=context,
+        sequences=sequences,
         load=load,
         weights=weights,
-        kv=kept(context),
-        workspace=workspace(context),
-        needs=lambda tokens: copies + kept(tokens) + workspace(tokens),
+        kv=kept(context, sequences),
+        workspace=workspace(context, sequences),
+        needs=lambda tokens, sequences: copies + kept(tokens, sequences) + workspace(tokens, sequences),
     )
 
 
@@ -87,11 +90,17 @@ def check(plan: Plan, available: int) -> list[str]:
     """Notes on what will be slow. Raises FitError with the number that would fit."""
     if plan.allocated > available:
         copies = f" with a copy of {gib(plan.weights)} of weights" if plan.load == "copied" else ""
-        what = f"a context of {plan.context} tokens{copies} needs {gib(plan.allocated)} of memory"
-        most = bisect_right(range(1, plan.context), available, key=plan.needs)
+        several = plan.sequences > 1
+        whose, needs = (f"{plan.sequences} sequences", "need") if several else ("a context", "needs")
+        what = f"{whose} of {plan.context} tokens{copies} {needs} {gib(plan.allocated)} of memory"
+        most = bisect_right(range(1, plan.context), available, key=lambda tokens: plan.needs(tokens, 1))
         hint = f"{most} tokens would fit" if most else "no context fits"
+        if fewer := bisect_right(range(1, plan.sequences), available, key=lambda n: plan.needs(plan.context, n)):
+            hint = f"--sequences {fewer} would fit"
+        elif several and most:
+            hint = f"one sequence of {hint}"
         mapped = plan.allocated - plan.weights
-        if copies and not most and mapped <= available:
+        if copies and not fewer and not most and mapped <= available:
             hint = f"--load mapped needs {gib(mapped)}"
         raise FitError(what, where="RAM", expected=f"{gib(available)} are available", hint=hint)
     if plan.resident > available:
@@ -120,10 +129,10 @@ def _block_width(manifest: Manifest) -> int:
     )
 
 
-def _workspace(spec: ModelSpec, layers: list[LayerState], width: int, context: int) -> int:
+def _workspace(spec: ModelSpec, layers: list[LayerState], width: int, context: int, sequences: int) -> int:
     # An upper bound on what one block holds at once: a few float32 rows a token, and attention over the context, whose
     # keys and values are widened to float32, once more where sinks or padding join them.
-    chunk = min(context, PREFILL_CHUNK)
+    chunk = max(min(context, PREFILL_CHUNK), sequences)
     caches = [layer for layer in layers if isinstance(layer, Cache)]
     widest = max((max(layer.expanded, sum(heads * dim for heads, dim in layer.rows)) for layer in caches), default=0)
     return 4 * (chunk * (16 * spec.hidden_size + 3 * width + context) + 2 * context * widest + spec.vocab_size)

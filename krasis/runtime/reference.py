@@ -17,8 +17,8 @@ from krasis.runtime.rows import store_rows
 
 class ReferenceBackend:
     name = "reference"
-
     kv: KvDtype = "f32"
+    exact_rows = False
 
     def __init__(self) -> None:
         self.ops: Ops = TorchOps()

@@ -1,18 +1,20 @@
 """What one sequence remembers, allocated once for its whole context."""
 
+from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
 from krasis.errors import FitError
+from krasis.models.blocks.rope import Angles, Rope
 from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
 from krasis.runtime.rows import Rows, Store, row_bytes, store_rows
 
 
 class SequenceState:
-    """Implements `krasis.models.state.State` for at most `capacity` tokens, at most `chunk` of them at once.
+    """Implements `State` and `OneSequence` of `krasis.models.state` for `capacity` tokens, `chunk` of them at once.
 
     Rewinding `position` forgets what lies after it, where no layer is recurrent. What a window no longer needed may be
     gone then, and a KrasisError says so.
@@ -41,9 +43,17 @@ class SequenceState:
             tuple(map(torch.zeros, layer.shapes)) if isinstance(layer, Recurrent) else () for layer in layers
         ]
 
+    def angles(self, rope: Rope, tokens: int) -> Angles:
+        """See `State`."""
+        return rope.angles(self.position, tokens)
+
     def advance(self, tokens: int) -> None:
         """See `State`."""
         self.position += tokens
+
+    def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """See `State`."""
+        return run(self, *rows)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past the capacity."""
@@ -51,7 +61,7 @@ class SequenceState:
         return self._attention(q, keys, values, scale, self._window(layer), sinks)
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
-        """See `State`. Raises FitError past the capacity."""
+        """See `OneSequence`. Raises FitError past the capacity."""
         end, window = self.position + rows[0].shape[0], self._window(layer)
         if end > self.capacity:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
@@ -59,11 +69,11 @@ class SequenceState:
         return tuple(store.extend(self.position, x, first) for store, x in zip(self._rows[layer], rows, strict=True))
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float) -> Tensor:
-        """See `State`."""
+        """See `OneSequence`."""
         return self._attention(q, k, v, scale, 0, None)
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
-        """See `State`."""
+        """See `OneSequence`."""
         return self._recurrent[layer]
 
     def _window(self, layer: int) -> int:

@@ -23,8 +23,8 @@ def planned(demo_pack):
     """(context, kv, layouts) -> the plan of the bundled model."""
     pack = Pack(demo_pack())
 
-    def run(context, kv="bf16", layouts=("cpu",), load="mapped"):
-        return plan(read_spec(pack), pack.manifest, context, kv, layouts, load)
+    def run(context, kv="bf16", layouts=("cpu",), load="mapped", sequences=1):
+        return plan(read_spec(pack), pack.manifest, context, kv, layouts, load, sequences)
 
     return run
 
@@ -45,10 +45,28 @@ def test_what_a_refusal_says_would_fit_fits_and_no_more(planned, context, kv, lo
         check(planned(most + 1, kv, load=load), available)
 
 
+@given(CONTEXTS, st.integers(2, 64), st.floats(0.0, 1.0))
+def test_as_many_sequences_as_a_refusal_says_fit(planned, context, sequences, share):
+    wanted = planned(context, sequences=sequences)
+    assert wanted.kv == sequences * planned(context).kv
+    available = int(wanted.allocated * share)
+    if available >= wanted.allocated:
+        return
+    with pytest.raises(FitError, match=f"{sequences} sequences of {context} tokens need") as refusal:
+        check(wanted, available)
+    stated = re.search(r"--sequences (\d+) would fit$", str(refusal.value))
+    most = int(stated[1]) if stated else 0
+    assert not most or check(planned(context, sequences=most), available) is not None
+    with pytest.raises(FitError):
+        check(planned(context, sequences=most + 1), available)
+    if one := re.search(r"one sequence of (\d+) tokens would fit$", str(refusal.value)):
+        assert check(planned(int(one[1])), available) is not None
+
+
 @given(CONTEXTS, KINDS)
 def test_a_longer_context_never_needs_less(planned, context, kv):
-    assert planned(context, kv).allocated == planned(4096, kv).needs(context)
-    assert planned(4096, kv).needs(context) <= planned(4096, kv).needs(context + 1)
+    assert planned(context, kv).allocated == planned(4096, kv).needs(context, 1)
+    assert planned(4096, kv).needs(context, 1) <= planned(4096, kv).needs(context + 1, 1)
 
 
 def test_weights_are_counted_in_the_layout_that_is_read(demo_pack, planned):

@@ -47,7 +47,7 @@ class Decoder:
         self, weights: Weights, blocks: Sequence[Block], rope: Rope, eps: float, *, offset: float = 0.0
     ) -> None:
         self.observe: Callable[[int, Tensor], None] | None = None
-        self._ops, self._embed = weights.ops, weights.embedding("base", "embed")
+        self._embed = weights.embedding("base", "embed")
         self._norm = Norm(weights, "base", "norm", eps, offset=offset)
         self._lm_head = weights.linear("head", "lm_head")
         self.blocks = blocks
@@ -56,7 +56,7 @@ class Decoder:
     def forward(self, ids: Tensor, state: State) -> Tensor:
         tokens = ids.shape[0]
         x = self._embed(ids)
-        angles = self._ops.angles(self.rope, state.position, tokens)
+        angles = state.angles(self.rope, tokens)
         for layer, block in enumerate(self.blocks):
             x = block.forward(x, angles, state)
             if self.observe is not None:

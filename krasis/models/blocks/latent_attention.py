@@ -13,7 +13,7 @@ from torch import Tensor
 from krasis.models.blocks.norms import Norm, stored_norm
 from krasis.models.blocks.rope import Angles, RopeSpec
 from krasis.models.family import Linear, Weights
-from krasis.models.state import Cache, Cached, State
+from krasis.models.state import Cache, Cached, OneSequence, State
 from krasis.models.weight import Group, Source, Weight, tensor
 
 NORM_EPS = 1e-6
@@ -105,17 +105,20 @@ class LatentAttention:
         spec = self._spec
         q = self._query(x).view(x.shape[0], spec.num_heads, -1)
         q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS)
-        (cached,) = state.extend(self._layer, latent[:, None])
-        attend = self.absorbed if self._absorbs(x.shape[0], len(cached)) else self.expanded
-        return self._o(attend(q, cached, state).flatten(1))
+        return self._o(state.each(self._attend, q, latent).flatten(1))
 
-    def absorbed(self, q: Tensor, cached: Cached, state: State) -> Tensor:
+    def _attend(self, sequence: OneSequence, q: Tensor, latent: Tensor) -> Tensor:
+        (cached,) = sequence.extend(self._layer, latent[:, None])
+        attend = self.absorbed if self._absorbs(q.shape[0], len(cached)) else self.expanded
+        return attend(q, cached, sequence)
+
+    def absorbed(self, q: Tensor, cached: Cached, sequence: OneSequence) -> Tensor:
         """Attention on the latents themselves, W_UK being applied to the query and W_UV to the result."""
         q_nope, q_rope = _cut(q, self._spec.nope_dim)
         q = torch.cat((self._k_b(q_nope), q_rope), dim=-1)
-        return self._v_b(state.attention(q, cached, cached.leading(self._spec.kv_lora_rank), self._scale))
+        return self._v_b(sequence.attention(q, cached, cached.leading(self._spec.kv_lora_rank), self._scale))
 
-    def expanded(self, q: Tensor, cached: Cached, state: State) -> Tensor:
+    def expanded(self, q: Tensor, cached: Cached, sequence: OneSequence) -> Tensor:
         """Attention on keys and values made of the latents, a few heads at a time."""
         latent, k_rope = _cut(cached.float(), self._spec.kv_lora_rank)
         out = []
@@ -125,7 +128,7 @@ class LatentAttention:
             k_nope = torch.einsum("tc,hcn->thn", latent[:, 0], k_b)
             k = torch.cat((k_nope, k_rope.expand(-1, len(k_b), -1)), dim=-1)
             v = torch.einsum("tc,hvc->thv", latent[:, 0], v_b)
-            out.append(state.attention(q[:, some], Cached(k), Cached(v), self._scale))
+            out.append(sequence.attention(q[:, some], Cached(k), Cached(v), self._scale))
         return torch.cat(out, dim=1)
 
     def _absorbs(self, tokens: int, length: int) -> bool:
