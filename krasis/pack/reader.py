@@ -66,19 +66,31 @@ class Pack:
 
     def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], torch.Tensor]:
         """Views of one record's sections, keyed by (tensor, "codes" | "scales" | "values"). They copy nothing."""
+        return self.views(name, layout, self._bytes(self._find(name, layout)), index)
+
+    def views(
+        self, name: str, layout: str, records: torch.Tensor, index: int = 0
+    ) -> dict[tuple[str, str], torch.Tensor]:
+        """The same of `records`, uint8: the records of the segment, wherever they are."""
         found = self._find(name, layout)
         if not 0 <= index < found.segment.count:
             raise InputError(f"record {index} of {name}", where=self.path, expected=f"0 to {found.segment.count - 1}")
-        data = self._bytes(found)
         start = index * found.segment.record_bytes
         return {
-            (s.tensor, s.part): data[start + s.offset : start + s.offset + s.bytes].view(s.dtype).view(s.shape)
+            (s.tensor, s.part): records[start + s.offset : start + s.offset + s.bytes].view(s.dtype).view(s.shape)
             for s in found.sections
         }
 
     def records(self, name: str, layout: str) -> torch.Tensor:
         """uint8, all records of a segment: a view of the mapping or the copy."""
         return self._bytes(self._find(name, layout))
+
+    def memory(self) -> Iterator[tuple[torch.Tensor, bool]]:
+        """The runs of memory that hold the weights, uint8, and whether each is read-only: mapped files, then copies."""
+        for file in self.manifest.files:
+            yield self._map(file), True
+        for copied_segment in self._copies.values():
+            yield copied_segment, False
 
     def copy(self, segments: Iterable[tuple[str, str]], jobs: int, progress: Progress) -> None:
         """Read segments, each a (name, layout), into anonymous memory, in `jobs` threads; `arrays` views them there."""

@@ -77,8 +77,8 @@ class Backend(Protocol):
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         """A matrix a head, all of one shape."""
 
-    def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
-        """The experts of a layer in kernels of their own, None where there are none for their codec or activation."""
+    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
+        """The experts of layer `layer` in kernels of their own, None where there are none for their codec or activation."""
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
         """Cache keys or values as `krasis.runtime.rows.store_rows` does."""

@@ -76,7 +76,7 @@ class CpuBackend:
         product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
         return PackedHeads(matrices, lambda x: product.each(x).view(x.shape[0], -1, rows))
 
-    def experts(self, records: ExpertRecords, activation: Activation) -> Experts | None:
+    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
         w13, w2 = records.first["w13"], records.first["w2"]
         native = _native_activation(activation)
         if native is None or not (w13.spec.quantized and w2.spec.quantized):

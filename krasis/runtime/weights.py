@@ -52,7 +52,7 @@ class PackWeights:
 
     def experts(self, segment: str, activation: Activation) -> Experts:
         layer = int(segment.split(".")[1])
-        experts = None if self._moments else self._backend.experts(self._records(segment), activation)
+        experts = None if self._moments else self._backend.experts(layer, self._records(segment), activation)
         if experts is None:
             experts = self._one_by_one(segment, layer, activation)
         return experts if self._tracer is None else _traced(experts, layer, self._tracer)

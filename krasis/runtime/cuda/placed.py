@@ -1,0 +1,51 @@
+"""A pack whose segments lie on the device, or in the host's memory where the plan left them there."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from krasis.pack.reader import Pack
+from krasis.pack.record import SECTION_ALIGN, align
+from krasis.runtime.cuda.arena import Arena
+from krasis.runtime.placement.outline import LAYOUT
+from krasis.runtime.weights import PLAIN
+from krasis.runtime.work import HEAD
+
+BASE = "base"
+
+
+class PlacedPack:
+    """Implements what `krasis.runtime.weights.PackWeights` asks of a pack."""
+
+    def __init__(self, pack: Pack, records: Mapping[str, Tensor], norm: Tensor) -> None:
+        """`records` maps segments to where their records lie now, `norm` is the last norm."""
+        self.path, self.layouts_of, self.segment = pack.path, pack.layouts_of, pack.segment
+        self._pack, self._records, self._norm = pack, records, norm
+
+    def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], Tensor]:
+        """See `Pack.arrays`."""
+        if name in self._records:
+            return self._pack.views(name, layout, self._records[name], index)
+        found = self._pack.arrays(name, layout, index)
+        return found | {("norm", "values"): self._norm} if name == BASE else found
+
+
+def place_dense(pack: Pack, layers: tuple[int, ...], *, head: bool, arena: Arena) -> PlacedPack:
+    """Copy the dense weights of `layers`, the last norm, and the head where `head` says so."""
+    stored = pack.arrays(BASE, PLAIN)["norm", "values"]
+    norm = arena.take(align(stored.nbytes, SECTION_ALIGN))[: stored.nbytes].view(stored.dtype)
+    norm.copy_(stored)
+    records = {}
+    for name in [*(name for layer in layers for name in _dense_segments(pack, layer)), *([HEAD] if head else [])]:
+        layout = LAYOUT if LAYOUT in pack.layouts_of[name] else PLAIN
+        found = pack.records(name, layout)
+        records[name] = arena.take(found.nbytes)
+        records[name].copy_(found, non_blocking=True)
+    return PlacedPack(pack, records, norm)
+
+
+def _dense_segments(pack: Pack, layer: int) -> list[str]:
+    name = f"layers.{layer}"
+    return [segment for segment in (name, f"{name}.dense", f"{name}.heads") if segment in pack.layouts_of]
+
+

@@ -1,0 +1,127 @@
+"""Experts that pass through the device: a ring of buffers that copies fill while kernels read the others."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from krasis.native.cuda.host import copy
+from krasis.pack.reader import Pack
+from krasis.runtime.cuda.lanes import Event, Lanes
+from krasis.runtime.cuda.residents import Residents, segment_of
+from krasis.runtime.cuda.store import HostStore
+from krasis.runtime.placement.outline import LAYOUT
+
+
+@dataclass(frozen=True)
+class Part:
+    """Experts of a layer that pass through one buffer together: `experts` int32 [n] and `count` on the device.
+
+    `runs` are (bytes into the layer's records, bytes into the buffer, bytes) of what is copied; none where they are
+    resident.
+    """
+
+    experts: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+
+
+class Stream:
+    """Hands out a layer's experts part by part: first the residents, then what is copied meanwhile.
+
+    `table[layer]`, int64 [experts] on the device, says where each lies while its part is handed out.
+    """
+
+    def __init__(
+        self, pack: Pack, store: HostStore, residents: Residents, ring: Sequence[Tensor], lanes: Lanes
+    ) -> None:
+        self._store, self._ring, self._lanes = store, ring, lanes
+        self._device = next(iter(residents.table.values())).device
+        self._layers = list(residents.table)
+        self._records = {layer: pack.records(segment_of(layer), LAYOUT) for layer in self._layers}
+        self._sizes = {layer: pack.segment(segment_of(layer), LAYOUT).record_bytes for layer in self._layers}
+        self._resident = residents
+        self._turn = 0
+        self._read: list[Event] = [None] * len(ring)
+        self._filled: list[Event] = [None] * len(ring)
+        self.copied = 0
+        self._plan_whole()
+
+    def _plan_whole(self) -> None:
+        """Parts of all cold experts of all layers; buffers take turns over layers, so places never change."""
+        self._whole: dict[int, list[Part]] = {}
+        self.table: dict[int, Tensor] = {}
+        turn = 0
+        for layer in self._layers:
+            addresses = self._resident.table[layer].tolist()
+            parts = []
+            for experts in self._shares(layer, self._resident.cold[layer]):
+                self._assign(layer, experts, turn, addresses)
+                parts.append(self._part(layer, experts))
+                turn += 1
+            self._whole[layer] = parts
+            self.table[layer] = torch.tensor(addresses, dtype=torch.int64, device=self._device)
+        self._hot = {
+            layer: self._list([e for e in range(len(table)) if e not in set(self._resident.cold[layer])])
+            for layer, table in self._resident.table.items()
+        }
+        self._queue: list[tuple[int, Part]] = [(layer, part) for layer in self._layers for part in self._whole[layer]]
+
+    def begin(self) -> None:
+        """Before the first layer of a pass over all experts: fill the ring."""
+        self._next = 0
+        self._turn = 0
+        for _ in self._ring:
+            self._copy_next()
+
+    def parts(self, layer: int) -> Iterator[Tensor]:
+        """int32 lists of experts on the device, all of the layer's; each is there for the kernels that follow."""
+        if len(self._hot[layer]):
+            yield self._hot[layer]
+        for part in self._whole[layer]:
+            buffer = self._turn % len(self._ring)
+            self._lanes.wait(self._filled[buffer])
+            yield part.experts
+            self._read[buffer] = self._lanes.mark()
+            self._turn += 1
+            self._copy_next()
+
+    def _copy_next(self) -> None:
+        if self._next == len(self._queue):
+            return
+        layer, part = self._queue[self._next]
+        buffer = self._next % len(self._ring)
+        self._next += 1
+        self._copy(layer, part, buffer)
+
+    def _copy(self, layer: int, part: Part, buffer: int) -> None:
+        source, to = self._store.address(self._records[layer]), self._ring[buffer].data_ptr()
+        with self._lanes.copying(after=self._read[buffer]):
+            for begin, at, size in part.runs:
+                copy(self._device, to + at, source + begin, size)
+                self.copied += size
+            self._filled[buffer] = self._lanes.mark()
+
+    def _shares(self, layer: int, experts: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Experts in runs that fit a buffer."""
+        most = max(1, min(len(buffer) for buffer in self._ring) // self._sizes[layer]) if self._ring else 1
+        return (experts[i : i + most] for i in range(0, len(experts), most))
+
+    def _assign(self, layer: int, experts: Sequence[int], turn: int, addresses: list[int]) -> None:
+        base = self._ring[turn % len(self._ring)].data_ptr()
+        for place, expert in enumerate(experts):
+            addresses[expert] = base + place * self._sizes[layer]
+
+    def _part(self, layer: int, experts: Sequence[int]) -> Part:
+        size = self._sizes[layer]
+        runs: list[tuple[int, int, int]] = []
+        for place, expert in enumerate(experts):
+            begin, at = expert * size, place * size
+            if runs and runs[-1][0] + runs[-1][2] == begin:
+                runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + size)
+            else:
+                runs.append((begin, at, size))
+        return Part(self._list(experts), tuple(runs))
+
+    def _list(self, experts: Sequence[int]) -> Tensor:
+        return torch.tensor(list(experts), dtype=torch.int32, device=self._device)
