@@ -17,7 +17,7 @@ from krasis.cli.options import (
     LoadOption,
     ThreadsOption,
     VramOption,
-    place,
+    running,
     show_notes,
 )
 from krasis.errors import InputError, UsageError
@@ -58,8 +58,7 @@ def run(
     """Answer a prompt, or chat on a terminal when none is given."""
     from krasis.models.conform import read_spec
     from krasis.pack.reader import Pack
-    from krasis.runtime.devices import open_backend
-    from krasis.runtime.engine import Engine
+    from krasis.runtime.opening import open_engine
     from krasis.runtime.sampler import Sampler, Sampling
     from krasis.runtime.tokenizer import Tokenizer
 
@@ -74,13 +73,12 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     opened = Pack(pack)
     tokenizer = Tokenizer(opened)
-    place(opened, vram, heat)
+    where = running(device, threads, layout, load, vram, kv, heat)
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
-    backend, notes = open_backend(device, threads)
     with Reporter() as reporter:
-        engine = Engine(opened, backend, context=context, kv=kv, layout=layout, load=load, progress=reporter)
-    show_notes(notes + engine.notes)
+        engine = open_engine(opened, where, context=context, progress=reporter)
+    show_notes(engine.notes)
     session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [])
     if chatting:
         _chat(session, system, stats)

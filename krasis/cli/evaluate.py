@@ -8,6 +8,7 @@ from krasis.cli.console import Reporter, emit_json
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import (
     DeviceOption,
+    HeatOption,
     KvOption,
     LayoutOption,
     LoadOption,
@@ -15,9 +16,11 @@ from krasis.cli.options import (
     TextOption,
     ThreadsOption,
     TokensOption,
+    VramOption,
     WindowOption,
     check_window,
     encode_texts,
+    running,
     show_notes,
 )
 from krasis.errors import InputError
@@ -33,27 +36,28 @@ def evaluate(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     load: LoadOption = "mapped",
+    vram: VramOption = None,
     kv: KvOption = None,
+    heat: HeatOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure the loss on text, in nats per token."""
     from krasis.pack.reader import Pack
-    from krasis.runtime.devices import open_backend
-    from krasis.runtime.engine import Engine
     from krasis.runtime.eval import Loss, text_loss
+    from krasis.runtime.opening import open_engine
     from krasis.runtime.tokenizer import Tokenizer
 
     check_window(window)
     opened = Pack(pack)
     texts = encode_texts([*text, *(more or [])], Tokenizer(opened), tokens)
-    backend, notes = open_backend(device, threads)
+    where = running(device, threads, layout, load, vram, kv, heat)
     with Reporter() as reporter:
-        engine = Engine(opened, backend, context=window, kv=kv, layout=layout, load=load, progress=reporter)
-    show_notes(notes + engine.notes)
+        engine = open_engine(opened, where, context=window, progress=reporter)
+    show_notes(engine.notes)
     losses = {}
     with Reporter("tokens") as reporter:
-        reporter.start(f"scoring, {path} on {backend.name}", sum(map(len, texts.values())))
+        reporter.start(f"scoring, {path} on {engine.backend.name}", sum(map(len, texts.values())))
         for name, ids in texts.items():
             losses[name] = text_loss(engine, ids, window, path, reporter.advance)
             if not losses[name].tokens:
@@ -61,7 +65,9 @@ def evaluate(
     total = sum(losses.values(), Loss(0.0, 0))
     if json:
         files = {name: {"nll": loss.nll, "tokens": loss.tokens} for name, loss in losses.items()}
-        emit_json({"nll": total.nll, "tokens": total.tokens, "files": files, "path": path, "device": backend.name})
+        emit_json(
+            {"nll": total.nll, "tokens": total.tokens, "files": files, "path": path, "device": engine.backend.name}
+        )
         return
     for name, loss in {**losses, "all": total}.items():
         print(f"{name:<24} {loss.nll:.4f} nats/token over {loss.tokens} tokens")

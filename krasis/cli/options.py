@@ -9,7 +9,7 @@ from krasis.cli.console import note, parse_size
 from krasis.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from krasis.pack.reader import Pack
+    from krasis.runtime.opening import Where
     from krasis.runtime.tokenizer import Tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "reference"]
@@ -81,13 +81,16 @@ def show_notes(notes: list[str]) -> None:
         note(line)
 
 
-def place(pack: "Pack", vram: str | None, heat: str | None) -> None:
-    """Check where experts are to lie; on the CPU it makes no difference, which is said."""
-    from krasis.heat import profile
+def running(
+    device: Device,
+    threads: int | None,
+    layout: str | None,
+    load: Load,
+    vram: str | None,
+    kv: Kv | None,
+    heat: str | None,
+) -> "Where":
+    """What the options of these names say. Raises UsageError for a size that is none."""
+    from krasis.runtime.opening import Where
 
-    if vram is not None:
-        parse_size(vram)
-        note("--vram has no effect on the CPU")
-    if heat is not None:
-        profile.load(pack.path, heat, pack.manifest)
-        note("--heat has no effect on the CPU: every expert is read where it lies")
+    return Where(device, threads, layout, load, None if vram is None else parse_size(vram), kv, heat)

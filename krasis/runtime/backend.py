@@ -78,7 +78,7 @@ class Backend(Protocol):
         """A matrix a head, all of one shape."""
 
     def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
-        """The experts of layer `layer` in kernels of their own, None where there are none for their codec or activation."""
+        """The experts of `layer` in kernels of their own, None where there are none for their codec or activation."""
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
         """Cache keys or values as `krasis.runtime.rows.store_rows` does."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor
 
 from krasis import __version__, models
 from krasis.convert import encodings
@@ -19,6 +20,9 @@ from krasis.convert.assign import choose, plan_group
 from krasis.convert.planned import PlannedFile
 from krasis.convert.workers import Workers
 from krasis.errors import InputError, UsageError
+from krasis.heat import profile
+from krasis.heat.profile import HeatProfile, Text, Tokens, layers_of
+from krasis.heat.routing import Routing
 from krasis.models.family import ModelSpec
 from krasis.models.weight import Group
 from krasis.pack import manifest as manifests
@@ -27,7 +31,7 @@ from krasis.pack.manifest import FileHash, Manifest, PackFile, Segment, Settings
 from krasis.pack.progress import Progress
 from krasis.pack.record import TensorSpec
 from krasis.pack.writer import PackWriter
-from krasis.synth import tokenizer, values
+from krasis.synth import popularity, tokenizer, values
 from krasis.synth.codes import Matrices
 from krasis.synth.popularity import Popularity
 from krasis.synth.values import Values
@@ -102,13 +106,31 @@ class Synthesis:
                     fillers.drain()
                     closers.submit(partial(writer.finish, out), lambda _: None)
                 closers.drain()
-            return writer.publish(
+            manifest = writer.publish(
                 tool=self._tool,
                 settings=recipe.settings,
                 model=msgspec.to_builtins(self.spec),
                 source=[source],
                 extras=[writer.extra(name, content) for name, content in extras.items()],
             )
+        if models.of(self.spec).moe_layers(self.spec):
+            profile.save(self._heat(weights.heat(), manifest), profile.path_in(pack, "default"))
+        return manifest
+
+    def _heat(self, found: Routing, manifest: Manifest) -> HeatProfile:
+        """The profile that measuring the pack would give, had it time."""
+        origin = Text(f"the law of skew {self.recipe.skew}", 0, hashlib.sha256().hexdigest(), found.tokens, 0)
+        nothing = Routing.nothing({layer: len(counts) for layer, counts in found.counts.items()})
+        return HeatProfile(
+            format=profile.FORMAT,
+            version=profile.VERSION,
+            tool=self._tool,
+            pack_root=manifest.root,
+            model=manifest.model,
+            corpus=(origin,),
+            tokens=Tokens(found.tokens, 0),
+            layers=layers_of(found, nothing),
+        )
 
     def manifest(self) -> Manifest:
         """What the manifest will say, but for hashes and errors, which are zeros as long as nothing is made."""
@@ -186,11 +208,22 @@ class Weights:
             found, *others = (sections[tensor.name, "values"] for sections in arrays.values())
             if tensor.name == "router":
                 layer = int(re.findall(r"\d+", plan.name)[0])
-                self._values.router(found, self._popularity.offsets(rng), layer, rng)
+                self._values.router(found, self._popularity.offsets(self.order(layer)), layer, rng)
             else:
                 self._values.fill(found, tensor, rng)
             for other in others:
                 other.copy_(found)
+
+    def order(self, layer: int) -> Tensor:
+        """See `Popularity.order`."""
+        return self._popularity.order(self._rng("order", layer))
+
+    def heat(self) -> Routing:
+        """What routers choose of `popularity.EXPECTED` tokens."""
+        counts = {
+            layer: self._popularity.counts(self.order(layer)) for layer in models.of(self._spec).moe_layers(self._spec)
+        }
+        return popularity.counted(counts)
 
     def _alike(self, tensor: TensorSpec) -> tuple[object, ...]:
         """Matrices for which this is equal take their columns from one place."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from krasis.heat.routing import Routing
@@ -73,9 +74,13 @@ class Popularity:
         order = [groups[group][rng.permutation(groups.shape[1])] for group in rng.permutation(self._groups)]
         return torch.cat(order)
 
-    def offsets(self, rng: np.random.Generator) -> Tensor:
+    def offsets(self, order: Tensor) -> Tensor:
         """float32 [experts]: what each logit of a layer is raised by, next to normals of spread 1."""
-        return self._offsets[self.order(rng)]
+        return self._offsets[order]
+
+    def counts(self, order: Tensor) -> NDArray[np.int64]:
+        """How often each expert is chosen for `EXPECTED` tokens."""
+        return _counts(self.shares[order])
 
 
 def calibrate(shares: Tensor, choose: Choose, noise: Tensor) -> Tensor:
@@ -96,6 +101,15 @@ def calibrate(shares: Tensor, choose: Choose, noise: Tensor) -> Tensor:
 
 def routing(spec: ModelSpec, layers: dict[int, int], skew: float) -> Routing:
     """The law as a profile: of each layer with experts, `layers`, how often their ranks are chosen, best first."""
-    counts = (law(experts, spec.experts_per_token, skew) * EXPECTED for experts in layers.values())  # type: ignore[attr-defined]
-    found = {layer: count.round().long().numpy() for layer, count in zip(layers, counts, strict=True)}
-    return Routing(EXPECTED, found, {layer: np.zeros(len(count)) for layer, count in found.items()})
+    shares = {layer: law(experts, spec.experts_per_token, skew) for layer, experts in layers.items()}  # type: ignore[attr-defined]
+    return counted({layer: _counts(found) for layer, found in shares.items()})
+
+
+def counted(counts: dict[int, NDArray[np.int64]]) -> Routing:
+    """What `EXPECTED` tokens chose, unweighted."""
+    return Routing(EXPECTED, counts, {layer: np.zeros(len(found)) for layer, found in counts.items()})
+
+
+def _counts(shares: Tensor) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = (shares * EXPECTED).round().long().numpy()
+    return found

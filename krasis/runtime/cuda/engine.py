@@ -87,7 +87,9 @@ class CudaEngine(Engine):
     def _place(self, pack: Pack) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
-        dense = place_dense(pack, planned.layers, head=planned.head, arena=Arena("dense weights", planned.dense, device))
+        dense = place_dense(
+            pack, planned.layers, head=planned.head, arena=Arena("dense weights", planned.dense, device)
+        )
         hot = Arena("resident experts", planned.experts, device)
         experts = self._family.moe_layers(self.spec)
         self.residents = Residents(pack, experts, planned.residents, hot, device)
@@ -134,5 +136,3 @@ class CudaEngine(Engine):
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-

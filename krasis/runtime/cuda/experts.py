@@ -42,5 +42,6 @@ class Hybrid:
         arrays = self._pack.views(name, LAYOUT, memory, 0)
         found = {s.name: packed_matrix(s, LAYOUT, arrays) for s in segment.tensors}
         from krasis.runtime.backend import strip_parts
+
         bias = [strip_parts(found[b].values, found[b].spec).float() if b in found else 0 for b in ("b13", "b2")]
         return dense(found["w13"]), dense(found["w2"]), *bias

@@ -47,5 +47,3 @@ def place_dense(pack: Pack, layers: tuple[int, ...], *, head: bool, arena: Arena
 def _dense_segments(pack: Pack, layer: int) -> list[str]:
     name = f"layers.{layer}"
     return [segment for segment in (name, f"{name}.dense", f"{name}.heads") if segment in pack.layouts_of]
-
-

@@ -22,7 +22,9 @@ class HostStore:
                 self._registered.append(Registered(memory, device, read_only=read_only))
         except KrasisError as error:
             self.close()
-            self.notes.append(f"the pack can't be registered with the GPU, so copies to it take several times as long: {error}")
+            self.notes.append(
+                f"the pack can't be registered with the GPU, so copies to it take several times as long: {error}"
+            )
 
     def address(self, part: Tensor) -> int:
         """That a view of the pack has on the device; its own where it is not registered."""

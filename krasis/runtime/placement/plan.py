@@ -134,6 +134,19 @@ def plan(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes) 
     return made
 
 
+def least_budget(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes, share: float) -> int:
+    """The least budget of one device, whatever `wishes` has, that holds `share` of the experts, 0 to 1."""
+
+    def enough(budget: int) -> bool:
+        try:
+            made = plan(found, rates, routing, replace(wishes, vram=(budget,)))
+        except PlacementError:
+            return False
+        return made.mode == "resident" and made.devices[0].experts >= share * found.experts
+
+    return bisect_left(range(MOST_BUDGET), True, key=enough)
+
+
 class _Placement(NamedTuple):
     mode: Mode
     held: list[Held]

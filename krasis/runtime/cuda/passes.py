@@ -1,0 +1,48 @@
+"""How the tokens of a prompt meet experts that are not on the device: whichever way is predicted to take least."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from krasis.runtime.rates import Rates
+
+FEW = 8
+"""Tokens that the kernels of decode take at once."""
+
+Way = Literal["few", "touched", "whole"]
+"""`few` at a time by the kernels of decode, the CPU computing what is missing; only experts that are `touched` passing
+through the device, once a layer's router has said which; or all of them, the `whole` layer, copied ahead of it.
+"""
+
+SYNC_S = 60e-6
+"""A layer's wait for its router, in which nothing is copied: a read of the device, and the first copy's beginning."""
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """`missed(tokens)` is how many bytes of experts so many tokens are expected to touch that are not on the device, of
+    `whole` that are not; `layers` have experts.
+    """
+
+    missed: Callable[[int], float]
+    whole: float
+    layers: int
+    rates: Rates
+
+    def seconds(self, tokens: int) -> dict[Way, float]:
+        """Expected time of the bytes alone."""
+        times, rest = divmod(tokens, FEW)
+        few = times * self.missed(FEW) + (self.missed(rest) if rest else 0.0)
+        hand_offs = self.layers * (times + bool(rest)) * self.rates.hand_off_s
+        return {
+            "few": few / self.rates.host_read + hand_offs,
+            "touched": self.missed(tokens) / self.rates.pcie + self.layers * SYNC_S,
+            "whole": self.whole / self.rates.pcie,
+        }
+
+    def best(self, tokens: int) -> Way:
+        """The way that takes least."""
+        if tokens == 1:
+            return "few"
+        found = self.seconds(tokens)
+        return min(found, key=found.__getitem__)
