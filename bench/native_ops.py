@@ -121,7 +121,7 @@ def attentions(spec: Any, native: NativeOps) -> Iterator[tuple[str, Callable[[],
 class WithoutProducts(CpuBackend):
     """Gives zeros instead."""
 
-    def linear(self, matrix: PackedMatrix) -> Linear:
+    def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
         return self.linears([matrix])
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:

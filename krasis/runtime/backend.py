@@ -68,8 +68,8 @@ class Backend(Protocol):
     def embedding(self, table: Tensor) -> Linear:
         """ids int64 [tokens] -> rows of an unquantized table, float32 [tokens, H]."""
 
-    def linear(self, matrix: PackedMatrix) -> Linear:
-        """x float32 [tokens, K] -> float32 [tokens, N], in logical sizes."""
+    def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
+        """x [tokens, K] -> [tokens, N], in logical sizes; float32, which a GPU gives only where asked to be wide."""
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
         """Products of one x with matrices of as many columns, side by side."""

@@ -53,7 +53,7 @@ class CpuBackend:
     def embedding(self, table: Tensor) -> Linear:
         return rows_of(table)
 
-    def linear(self, matrix: PackedMatrix) -> Linear:
+    def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
         spec = matrix.spec
         if matrix.values is not None and matrix.values.dtype == torch.float32:
             return partial(_float_product, weight=matrix.values)

@@ -30,7 +30,7 @@ class ReferenceBackend:
     def embedding(self, table: Tensor) -> Linear:
         return rows_of(table)
 
-    def linear(self, matrix: PackedMatrix) -> Linear:
+    def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
         # Dequantized at every call, so that memory stays bounded whatever the model's size.
         return lambda x: x @ dequantize(matrix).T
 

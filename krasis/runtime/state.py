@@ -34,7 +34,7 @@ class SequenceState:
         self._layers = layers
         self._attention = attention
         self._rows = [
-            [Rows(_kept(layer, capacity, chunk), shape, kind, store) for shape in layer.rows]
+            [Rows(kept_rows(layer, capacity, chunk), shape, kind, store) for shape in layer.rows]
             if isinstance(layer, Cache)
             else []
             for layer in layers
@@ -85,12 +85,13 @@ class SequenceState:
 def state_bytes(layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype) -> int:
     """Bytes that a `SequenceState` allocates."""
     return sum(
-        _kept(layer, capacity, chunk) * sum(row_bytes(shape, kind) for shape in layer.rows)
+        kept_rows(layer, capacity, chunk) * sum(row_bytes(shape, kind) for shape in layer.rows)
         if isinstance(layer, Cache)
         else 4 * sum(map(prod, layer.shapes))
         for layer in layers
     )
 
 
-def _kept(layer: Cache, capacity: int, chunk: int) -> int:
+def kept_rows(layer: Cache, capacity: int, chunk: int) -> int:
+    """Rows that a cache holds at most for `capacity` tokens, `chunk` of them at once."""
     return min(capacity, layer.window - 1 + chunk) if layer.window else capacity

@@ -40,7 +40,8 @@ class PackWeights:
         return self._backend.embedding(self._stored(segment, name))
 
     def linear(self, segment: str, name: str) -> Linear:
-        return self._backend.linear(self._matrices(segment, 0)[name])
+        # Routers, gates and logits are sums that rounding would move.
+        return self._backend.linear(self._matrices(segment, 0)[name], wide=not segment.endswith(".dense"))
 
     def linears(self, segment: str, names: Sequence[str]) -> Linear:
         found = self._matrices(segment, 0)

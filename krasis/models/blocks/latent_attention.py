@@ -125,6 +125,7 @@ class LatentAttention:
         for first in range(0, self._spec.num_heads, HEADS_AT_ONCE):
             some = slice(first, first + HEADS_AT_ONCE)
             k_b, v_b = self._k_b.dense(some), self._v_b.dense(some)
+            latent, k_rope = latent.to(k_b.dtype), k_rope.to(k_b.dtype)
             k_nope = torch.einsum("tc,hcn->thn", latent[:, 0], k_b)
             k = torch.cat((k_nope, k_rope.expand(-1, len(k_b), -1)), dim=-1)
             v = torch.einsum("tc,hvc->thv", latent[:, 0], v_b)

@@ -7,37 +7,46 @@ from torch import Tensor
 from torch.nn import functional
 
 from krasis.models.family import Activation, Experts, Heads, Linear
-from krasis.models.ops import Ops, TorchOps
+from krasis.models.ops import Ops
 from krasis.models.state import Cached
-from krasis.native.cuda.dequantize import dequantize
-from krasis.runtime.attention import fast_attention
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, side_by_side, strip_parts
+from krasis.native.cuda.gemm import MOST_FEW, Form, Product, Products, Scratch, linear, linear_few
+from krasis.native.cuda.ops import embed
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, side_by_side
+from krasis.runtime.cuda.ops import CudaOps
 from krasis.runtime.placement.outline import LAYOUT
-from krasis.runtime.rows import store_rows
 
 
 class CudaBackend:
-    """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation)` gives those of a layer."""
+    """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation)` gives those of a layer.
+
+    `position`, int32 [1], is how far the sequence is. Results are bfloat16, or float32 where asked to be wide.
+    """
 
     name = "cuda"
     layouts: tuple[str, ...] = (LAYOUT,)
     kv: KvDtype = "bf16"
+    exact_rows = False
 
-    def __init__(self, device: torch.device, make_experts: Callable[[int, Activation], Experts]) -> None:
-        self._device, self._make_experts = device, make_experts
-        self.ops: Ops = TorchOps()
+    def __init__(self, position: Tensor, scratch: Scratch, make_experts: Callable[[int, Activation], Experts]) -> None:
+        self._make_experts, self._scratch = make_experts, scratch
+        self.ops: Ops = CudaOps(position)
 
     def tensor(self, stored: Tensor) -> Tensor:
         return stored
 
     def embedding(self, table: Tensor) -> Linear:
-        return lambda ids: functional.embedding(ids.cpu(), table).to(self._device).float()
+        return lambda ids: embed(table, ids)
 
-    def linear(self, matrix: PackedMatrix) -> Linear:
-        return lambda x: x.float() @ dense(matrix).T
+    def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
+        if matrix.values is not None:
+            values = matrix.values
+            return lambda x: _plain(x, values, wide)
+        return self._products([matrix], wide)
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
-        return side_by_side([self.linear(matrix) for matrix in matrices])
+        if any(matrix.values is not None for matrix in matrices):
+            return side_by_side([self.linear(matrix) for matrix in matrices])
+        return self._products(matrices, wide=False)
 
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         return DeviceHeads(matrices)
@@ -46,20 +55,20 @@ class CudaBackend:
         return self._make_experts(layer, activation)
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
-        store_rows(values, scales, at, x)
+        raise NotImplementedError("a sequence on the GPU stores its rows itself")
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
-        return fast_attention(q, k, v, scale, window, sinks)
+        raise NotImplementedError("a sequence on the GPU attends itself")
 
+    def _products(self, matrices: Sequence[PackedMatrix], wide: bool) -> Linear:
+        products = Products([_product(matrix) for matrix in matrices])
+        dtype = torch.float32 if wide else torch.bfloat16
 
-def dense(matrix: PackedMatrix) -> Tensor:
-    spec = matrix.spec
-    if matrix.values is not None:
-        return matrix.values.float()
-    assert matrix.codes is not None and matrix.scales is not None
-    n, k = spec.padded_shape
-    weight = dequantize(spec.codec, matrix.codes, matrix.scales, k, n, spec.group_size).float()
-    return strip_parts(weight[:, : spec.shape[1]].T.contiguous(), spec).T
+        def run(x: Tensor) -> Tensor:
+            out = torch.empty(x.shape[0], products.n_out, dtype=dtype, device=x.device)
+            return linear_few(products, x, out, self._scratch) if len(x) <= MOST_FEW else linear(products, x, out)
+
+        return run
 
 
 class DeviceHeads:
@@ -70,7 +79,24 @@ class DeviceHeads:
         self._stacked = torch.stack([values for values in found if values is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.einsum("thk,hnk->thn", x, self._stacked.to(x.dtype))
+        return torch.bmm(x.transpose(0, 1), self._stacked.transpose(1, 2)).transpose(0, 1)
 
     def dense(self, heads: slice) -> Tensor:
-        return self._stacked[heads].float()
+        return self._stacked[heads]
+
+
+def _product(matrix: PackedMatrix) -> Product:
+    spec = matrix.spec
+    assert matrix.codes is not None
+    assert matrix.scales is not None
+    n, k = spec.padded_shape
+    return Product(Form(spec.codec, k, n, spec.group_size), matrix.codes, matrix.scales, spec.shape[0], spec.parts)
+
+
+def _plain(x: Tensor, weight: Tensor, wide: bool) -> Tensor:
+    """x @ weight^T of an unquantized matrix."""
+    if wide and weight.dtype is torch.bfloat16 and x.is_cuda:
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    if wide:
+        return x.float() @ weight.float().T
+    return functional.linear(x, weight.to(x.dtype))

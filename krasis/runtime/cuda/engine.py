@@ -10,6 +10,7 @@ from torch import Tensor
 from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
+from krasis.native.cuda.gemm import Scratch
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -19,6 +20,7 @@ from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents
+from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.engine import Engine
@@ -97,7 +99,11 @@ class CudaEngine(Engine):
         share = planned.workspace.expert_ring // RING_BUFFERS
         buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
         self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
-        self.backend = CudaBackend(device, Hybrid(pack, self.stream).layer)
+        scratch = Scratch(device)
+        place = torch.zeros(1, dtype=torch.int32, device=device)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch)
+        self.backend = CudaBackend(place, scratch, hybrid.layer)
+        self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
 
     @property
@@ -107,10 +113,8 @@ class CudaEngine(Engine):
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence. There is one: those given before are lost."""
-        with self.device:
-            return SequenceState(
-                self.layers, self.plan.context, self.chunk, self.kv, self.backend.attention, self.backend.store
-            )
+        self._state.reset()
+        return self._state
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
@@ -131,7 +135,7 @@ class CudaEngine(Engine):
         return self.model.forward(ids, state)
 
     def _chunks(self, ids: list[int]) -> Sequence[Tensor]:
-        return torch.split(torch.tensor(ids, device=self.device), self.chunk)
+        return torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

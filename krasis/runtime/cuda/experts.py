@@ -1,15 +1,16 @@
 """A layer's routed experts on the device and beside it: resident, streamed, or on the CPU."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
+from krasis.errors import InputError
+from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
 from krasis.models.family import Activation, Experts
+from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
+from krasis.native.cuda.gemm import MOST_FEW, Form, Scratch
 from krasis.pack.reader import Pack
-from krasis.runtime.backend import packed_matrix
-from krasis.runtime.cuda.backend import dense
-from krasis.runtime.cuda.residents import segment_of
+from krasis.pack.record import TensorSpec, sections
+from krasis.runtime.cuda.residents import Residents, segment_of
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.placement.outline import LAYOUT
 
@@ -17,31 +18,63 @@ from krasis.runtime.placement.outline import LAYOUT
 class Hybrid:
     """Makes the experts of each layer."""
 
-    def __init__(self, pack: Pack, stream: Stream) -> None:
-        self._pack, self._stream = pack, stream
+    def __init__(self, pack: Pack, residents: Residents, stream: Stream, scratch: Scratch) -> None:
+        self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
 
     def layer(self, layer: int, activation: Activation) -> Experts:
+        """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
+        segment = self._pack.segment(segment_of(layer), LAYOUT)
+        form = expert_form(segment.tensors, activation)
+
         def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-            out = torch.zeros_like(x)
-            for experts in self._stream.parts(layer):
-                for expert in experts.tolist():
-                    tokens, slots = (ids == expert).nonzero(as_tuple=True)
-                    if not len(tokens):
-                        continue
-                    w13, w2, b13, b2 = self._record(layer, int(self._stream.table[layer][expert]))
-                    gate, up = (x[tokens] @ w13.T + b13).chunk(2, dim=-1)
-                    out.index_add_(0, tokens, (activation(gate, up) @ w2.T + b2) * weights[tokens, slots, None])
-            return out
+            few = x.shape[0] <= MOST_FEW and not self._residents.cold[layer]
+            return self._few(layer, form, x, ids, weights) if few else self._many(layer, form, x, ids, weights)
 
         return run
 
-    def _record(self, layer: int, address: int):
-        name = segment_of(layer)
-        segment = self._pack.segment(name, LAYOUT)
-        memory = torch.frombuffer((ctypes.c_uint8 * segment.record_bytes).from_address(address), dtype=torch.uint8)
-        arrays = self._pack.views(name, LAYOUT, memory, 0)
-        found = {s.name: packed_matrix(s, LAYOUT, arrays) for s in segment.tensors}
-        from krasis.runtime.backend import strip_parts
+    def _few(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
+        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        return experts_few(form, self._residents.table[layer], x, ids, weights, h, out, self._scratch)
 
-        bias = [strip_parts(found[b].values, found[b].spec).float() if b in found else 0 for b in ("b13", "b2")]
-        return dense(found["w13"]), dense(found["w2"]), *bias
+    def _many(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        table = self._stream.table[layer]
+        routes = sort(ids, len(table))
+        h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
+        y = torch.empty(ids.numel(), form.hidden, dtype=torch.bfloat16, device=x.device)
+        for experts in self._stream.parts(layer, ids):
+            part = batch(routes, experts)
+            experts_up(form, table, part, x, h)
+            experts_down(form, table, part, h, y)
+        return combine(y, ids, weights, torch.empty(x.shape, dtype=torch.float32, device=x.device))
+
+
+def expert_form(tensors: tuple[TensorSpec, ...], activation: Activation) -> ExpertForm:
+    """The form of a layer's records. Raises InputError for what kernels do not take."""
+    at = {(s.tensor, s.part): s.offset for s in sections(tensors, LAYOUT)}
+    spec = {tensor.name: tensor for tensor in tensors}
+    w13, w2 = spec["w13"], spec["w2"]
+    if not (w13.quantized and w2.quantized):
+        expected, hint = "quantized experts", "convert again with --expert-bits 4 or 8"
+        raise InputError(f"experts of {w13.codec} on the GPU", expected=expected, hint=hint)
+    if activation is not swiglu and not isinstance(activation, ClampedSwiglu):
+        raise InputError("an activation of experts that kernels of the GPU lack", expected="SwiGLU or the clamped one")
+    clamp = (activation.alpha, activation.limit) if isinstance(activation, ClampedSwiglu) else (0.0, 0.0)
+    return ExpertForm(
+        w13.shape[1],
+        _form(w13),
+        _form(w2),
+        at["w13", "codes"],
+        at["w13", "scales"],
+        at["w2", "codes"],
+        at["w2", "scales"],
+        at.get(("b13", "values")),
+        at.get(("b2", "values")),
+        torch.float32 if "b13" in spec and spec["b13"].codec == "f32" else torch.bfloat16,
+        *clamp,
+    )
+
+
+def _form(spec: TensorSpec) -> Form:
+    n, k = spec.padded_shape
+    return Form(spec.codec, k, n, spec.group_size)

@@ -74,7 +74,7 @@ class Stream:
         for _ in self._ring:
             self._copy_next()
 
-    def parts(self, layer: int) -> Iterator[Tensor]:
+    def parts(self, layer: int, ids: Tensor) -> Iterator[Tensor]:
         """int32 lists of experts on the device, all of the layer's; each is there for the kernels that follow."""
         if len(self._hot[layer]):
             yield self._hot[layer]
