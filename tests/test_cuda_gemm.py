@@ -101,7 +101,11 @@ def test_few_rows(codec, m, device):
 def test_matrices_side_by_side_with_padding_parts_and_bias(few, device):
     """As attention of gpt-oss's tiny checkpoint and a gated MLP have them; x and y are columns of wider tensors."""
     bias = normal(96, seed=3).to(device)
-    made_of = [made("int8", 256, 128, 128, device), made("int4", 256, 256, 64, device), made("int8", 256, 64, 32, device)]
+    made_of = [
+        made("int8", 256, 128, 128, device),
+        made("int4", 256, 256, 64, device),
+        made("int8", 256, 64, 32, device),
+    ]
     columns = [(96, 1, bias), (202, 2, None), (64, 1, None)]
     chosen = [
         Product(form, codes, scales, n_out, parts, bias)
@@ -139,13 +143,13 @@ def test_real_shapes(codec, k, n, n_out, device):
 
 @on_devices
 def test_refuses_what_it_cannot_do(device):
-    form, codes, scales, _ = made("int4", 128, 64, 32, device)
+    form, codes, scales, _ = made("int4", 256, 64, 32, device)
     with pytest.raises(InputError, match="bytes"):
         Product(form, codes[:-1], scales, 64)
     with pytest.raises(InputError, match="bf16"):
         Form("bf16", 128, 64, 32)
     products = Products([Product(form, codes, scales, 64)])
-    x = torch.zeros(9, 128, dtype=torch.bfloat16, device=device)
+    x = torch.zeros(9, 256, dtype=torch.bfloat16, device=device)
     with pytest.raises(InputError, match="an output"):
         linear(products, x, torch.empty(9, 63, device=device))
     with pytest.raises(InputError, match="x "):
@@ -153,5 +157,5 @@ def test_refuses_what_it_cannot_do(device):
     with pytest.raises(KrasisError, match="range"):
         linear_few(products, x, torch.empty(9, 64, device=device), Scratch(device))
     with pytest.raises(KrasisError, match="group size"):
-        wrong = Product(Form("int4", 128, 64, 256), codes, scales[: len(scales) // 8], 64)
+        wrong = Product(Form("int4", 256, 64, 256), codes, scales[:1], 64)
         linear(Products([wrong]), x, torch.empty(9, 64, device=device))

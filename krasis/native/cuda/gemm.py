@@ -139,7 +139,9 @@ def linear_few(products: Products, x: Tensor, out: Tensor, scratch: Scratch) -> 
 def _arguments(products: Products, x: Tensor, out: Tensor) -> tuple[object, ...]:
     m, k_in = check_rows(x)
     if out.shape != (m, products.n_out) or out.dtype not in TYPES or out.stride(1) != 1:
-        raise InputError(f"an output {tuple(out.shape)} of {out.dtype}", expected=f"({m}, {products.n_out}), float32 or bfloat16")
+        raise InputError(
+            f"an output {tuple(out.shape)} of {out.dtype}", expected=f"({m}, {products.n_out}), float32 or bfloat16"
+        )
     if not x.device == out.device == products.device:
         raise InputError(f"x on {x.device}, the result on {out.device}", expected=f"both on {products.device}")
     return products.address, len(products), x, m, x.stride(0), k_in, out, TYPES[out.dtype], out.stride(0)
@@ -148,7 +150,9 @@ def _arguments(products: Products, x: Tensor, out: Tensor) -> tuple[object, ...]
 def check_rows(x: Tensor) -> tuple[int, int]:
     """The shape of x. Raises InputError unless it is bfloat16 [m, k] with neighbours side by side."""
     if x.dim() != 2 or x.dtype != torch.bfloat16 or x.stride(1) != 1:
-        raise InputError(f"x {tuple(x.shape)} of {x.dtype}", expected="bfloat16 [rows, features], features side by side")
+        raise InputError(
+            f"x {tuple(x.shape)} of {x.dtype}", expected="bfloat16 [rows, features], features side by side"
+        )
     return x.shape[0], x.shape[1]
 
 
