@@ -2,8 +2,9 @@
  * same sources are tested where there is no GPU.
  *
  * Both sides have __global__, __device__, __shared__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim,
- * __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync and __ballot_sync (whole warps only), float2,
- * float4, uint2, uint4, int4, min, max and C's mathematics. What they spell differently:
+ * __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync and __ballot_sync (whole warps only),
+ * __threadfence, __ldcg, atomicAdd(int *, int), float2, float4, uint2, uint4, int4, min, max and C's mathematics. What
+ * they spell differently:
  *
  *     launch(kernel, grid, block, shared_bytes, stream, arguments...)   a krasis_status
  *     dynamic_shared()                                                  char *, aligned to 128 bytes
@@ -16,6 +17,7 @@
  *     load_matrix_x4(r, row), load_matrix_x4_turned(r, row)             ldmatrix of four 8 x 8 matrices of 16 bits
  *     copy_async(shared, global, valid), copy_async_commit(),           16 bytes, zeros where not valid
  *     copy_async_wait<n>()                                              until at most n commits are under way
+ *     load_fixed(p)                                                      16 bytes that no kernel under way writes
  *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices
  *     nanoseconds()                                                     of the device's clock
  */

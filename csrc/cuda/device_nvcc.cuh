@@ -77,6 +77,14 @@ __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group
 
 template <int N> __device__ inline void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+__device__ inline uint4 load_fixed(const void *p) {
+    uint4 found;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+                 : "l"(p));
+    return found;
+}
+
 __device__ inline void fence_system() { __threadfence_system(); }
 
 __device__ inline uint32_t load_acquire(const uint32_t *p) {

@@ -28,6 +28,87 @@ KRASIS_API int krasis_cuda_copy(void *to, const void *from, int64_t bytes, void 
 KRASIS_API int krasis_cuda_dequantize(const void *codes, const uint16_t *scales, int codec, int k, int n,
                                       int group_size, uint16_t *out, void *stream);
 
+/* Matrices of INT4, INT8 or MXFP4 in the marlin layout, as the pack pads them. bf16 arrays of x have rows ldx elements
+ * apart, of which the first k_in count; k_in and ldx are multiples of 8, x is aligned to 16 bytes. Products sum in float32.
+ * Those of many rows round every weight to bf16, those of few rows do not. */
+
+/* One of several products whose results lie side by side: n_out logical columns in `parts` equal parts (1 or 2), each
+ * padded at its end in the matrix; bias float32 [n_out] or null. */
+typedef struct krasis_cuda_product {
+    krasis_matrix matrix;
+    const float *bias;
+    int32_t n_out, parts;
+} krasis_cuda_product;
+
+#define KRASIS_CUDA_MOST_PRODUCTS 8
+
+/* How blocks of many rows are cut. */
+typedef enum krasis_cuda_tile {
+    KRASIS_TILE_64X256 = 0, /* rows x columns of the matrix */
+    KRASIS_TILE_128X128 = 1,
+    KRASIS_TILE_128X256 = 2
+} krasis_cuda_tile;
+
+/* y[m][all n_out], of y_type (a krasis_type: float32 or bfloat16), rows ldy elements apart. */
+KRASIS_API int krasis_cuda_linear(const krasis_cuda_product *products, int count, const uint16_t *x, int m, int64_t ldx,
+                                  int k_in, void *y, int y_type, int64_t ldy, int tile, void *stream);
+
+#define KRASIS_CUDA_MOST_FEW 8
+
+/* Kernels for few rows pass sums from block to block in `partials`, float32 [KRASIS_CUDA_PARTIALS], and `counters`, int32
+ * [KRASIS_CUDA_COUNTERS] that are 0 before and after. */
+#define KRASIS_CUDA_PARTIALS (1 << 20)
+#define KRASIS_CUDA_COUNTERS (1 << 14)
+
+/* The same for at most KRASIS_CUDA_MOST_FEW rows. */
+KRASIS_API int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
+                                      int32_t *counters, void *stream);
+
+/* The experts of a layer, whose records are alike: w13 [hidden -> 2 * size] is gate over up, w2 [size -> hidden]. */
+typedef struct krasis_cuda_experts {
+    int32_t hidden, size;            /* logical, a multiple of 8; size with padding: w13 has twice as many columns, w2 this k */
+    int32_t codec13, k13, group13;   /* k13: padded hidden */
+    int32_t codec2, n2, group2;      /* n2: padded hidden */
+    int64_t w13_codes, w13_scales, w2_codes, w2_scales, b13, b2; /* bytes into the record; -1: no bias */
+    int32_t bias_type;               /* krasis_type; biases are padded as the columns of their matrices */
+    float alpha, limit;              /* of clamped SwiGLU; limit 0: SwiGLU */
+} krasis_cuda_experts;
+
+/* Pairs token * slots + slot of ids[tokens][slots] by expert, ascending in each: those of expert e are pairs[offsets[e]] to
+ * pairs[offsets[e + 1] - 1]. Ids of -1 are no expert's. offsets int32 [experts + 1], pairs [tokens * slots], scratch
+ * [experts * (2 + tokens * slots / 256)]. */
+KRASIS_API int krasis_cuda_sort(const int32_t *ids, int tokens, int slots, int experts, int32_t *offsets, int32_t *pairs,
+                                int32_t *scratch, void *stream);
+
+/* Tiles of rows of `count` listed experts, of whom none is twice: int32 [4 * (1 + tokens * slots / rows + count)], `rows`
+ * being those of `tile`. */
+KRASIS_API int krasis_cuda_tiles(const int32_t *offsets, const int32_t *list, int count, int tile, int32_t *tiles,
+                                 void *stream);
+
+/* h[position in pairs][size], bf16, = activation(x[token] @ w13^T + b13), for the experts that `tiles` has. records: the
+ * addresses of all experts' records. */
+KRASIS_API int krasis_cuda_experts_up(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *tiles,
+                                      const int32_t *pairs, int tokens, int slots, int count, const uint16_t *x,
+                                      int64_t ldx, uint16_t *h, int tile, void *stream);
+
+/* y[pair][hidden], bf16, = h[position] @ w2^T + b2. */
+KRASIS_API int krasis_cuda_experts_down(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *tiles,
+                                        const int32_t *pairs, int tokens, int slots, int count, const uint16_t *h,
+                                        uint16_t *y, int tile, void *stream);
+
+/* out[token][hidden] (+)= sum over slots, ascending, of weights[token][slot] * y[token * slots + slot] where ids are not -1
+ * and `records`, if given, has an address for the expert. `add`: to what `out` holds. */
+KRASIS_API int krasis_cuda_combine(const uint16_t *y, const int32_t *ids, const float *weights, const int64_t *records,
+                                   int tokens, int slots, int hidden, void *out, int out_type, int add, void *stream);
+
+/* The whole of it for at most KRASIS_CUDA_MOST_FEW tokens; experts whose record is 0 or id is -1 add nothing. h is scratch,
+ * bf16 [tokens * slots][size]. tokens * slots * n2 floats of partials must do. */
+KRASIS_API int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *ids,
+                                       const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
+                                       uint16_t *h, void *out, int out_type, int add, float *partials,
+                                       int32_t *counters, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -199,6 +199,15 @@ inline void copy_async(void *shared, const void *global, bool valid = true) { em
 inline void copy_async_commit() { emulated::self().commits++; }
 template <int N> void copy_async_wait() { emulated::wait_for_copies(N); }
 
+inline uint4 load_fixed(const void *p) {
+    uint4 found;
+    std::memcpy(&found, __builtin_assume_aligned(p, 16), sizeof found);
+    return found;
+}
+
+inline void __threadfence() {}
+template <class T> T __ldcg(const T *p) { return *p; }
+inline int atomicAdd(int *p, int x) { return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST); }
 inline void fence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline uint32_t load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 inline void store_release(uint32_t *p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
