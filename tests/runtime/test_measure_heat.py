@@ -1,5 +1,7 @@
 """What is counted while text runs, held to the reference; and that a run cut short goes on to the same bits."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import zstandard
 from krasis.errors import FitError, InputError, KrasisError, UsageError
 from krasis.heat import partial as partials
 from krasis.heat.partial import Job, Partial
+from krasis.heat.routing import Routing
 from krasis.pack.manifest import Origin
 from krasis.pack.reader import Pack
 from krasis.runtime.eval import windows
@@ -170,7 +173,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(stops, sequences, demo_pack, ope
     unbroken = run(second, two)
     for tokens in stops:
         done = stop(first, two, tokens)
-        assert tokens // WINDOW - sequences[0] < done <= tokens // WINDOW
+        assert tokens // WINDOW - sequences[0] < done <= tokens // WINDOW + 1
     progress = Interrupts(TOKENS)
     assert run(second, two, progress) == unbroken
     assert progress.tokens == TOKENS
@@ -203,6 +206,7 @@ def test_what_was_not_saved_is_run_again(engine, two, run, stop, tmp_path):
 
 def test_progress_is_saved_every_now_and_then(engine, two, open_partial, monkeypatch):
     monkeypatch.setattr(partials, "SAVED_EVERY_S", 0)
+    monkeypatch.setattr(partials, "SAVING_SHARE", 0)
     seen = []
 
     def look(tokens):
@@ -277,11 +281,91 @@ def test_a_place_that_cannot_be_written_shows_before_anything_runs(engine, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="can't write the heat profile"):
         Partial(tmp_path / "file/heat.json.zst", job(), engine.tracer.experts)
-    folder = tmp_path / "heat.json.zst.partial"
-    folder.mkdir()
-    (folder / "work.tmp").symlink_to("/dev/full")
-    with pytest.raises(FitError, match="the disk is full"):
-        Partial(tmp_path / "heat.json.zst", job(), engine.tracer.experts)
+
+
+def test_a_full_disk_keeps_what_was_saved(engine, two, stop, open_partial, monkeypatch):
+    done = stop(engine, two, 5 * WINDOW)
+    monkeypatch.setattr(partials, "SAVED_EVERY_S", 0)
+    partial = open_partial(engine.tracer.experts, job(2))
+    (partial.path / "work.tmp").symlink_to("/dev/full")
+    with pytest.raises(FitError, match="the disk is full"), partial:
+        measure(engine, two, partial, lambda tokens: None)
+    with open_partial(engine.tracer.experts, job(2)) as partial:
+        assert windows_done(partial) == done
+
+
+EXPERTS = {0: 2, 3: 1}
+SUMMED = job(traces=False, imatrix=True, sequences=1)
+
+
+@pytest.fixture
+def summing(open_partial, monkeypatch):
+    """() -> a measurement that is saved after each window, and its sums, which count windows."""
+    monkeypatch.setattr(partials, "SAVED_EVERY_S", 0)
+    monkeypatch.setattr(partials, "SAVING_SHARE", 0)
+
+    def begin():
+        sums = np.zeros((2, 3)), np.zeros(1, np.int64)
+        return open_partial(EXPERTS, SUMMED, sums=[found.data for found in sums]), sums
+
+    return begin
+
+
+def another_window(partial, sums):
+    nothing = Routing.nothing(EXPERTS)
+    for found in sums:
+        found += 1
+    partial.put(0, partial.texts[0].counted(nothing, nothing))
+    partial.save_if_due()
+
+
+def windows_and_sums(begin):
+    partial, (squares, inputs) = begin()
+    with partial:
+        assert len(set(squares.ravel())) == 1
+        return windows_done(partial), squares[0, 0], inputs[0]
+
+
+def test_sums_are_those_of_the_windows(summing):
+    partial, sums = summing()
+    with partial:
+        another_window(partial, sums)
+        another_window(partial, sums)
+        for found in sums:
+            found += 1
+    assert windows_and_sums(summing) == (2, 2, 2)
+    assert sorted(path.name for path in partial.path.iterdir()) == ["sums-2", "work"]
+
+
+@pytest.mark.parametrize("step", ["write_synced", "sync_folder", "_write", "unlink"])
+def test_a_run_that_dies_while_it_saves_leaves_sums_that_fit(step, summing, monkeypatch):
+    partial, sums = summing()
+    with partial:
+        another_window(partial, sums)
+
+        def die(*arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            where = {"_write": partial, "unlink": Path}.get(step, partials)
+            patch.setattr(where, step, die)
+            with pytest.raises(KeyboardInterrupt):
+                another_window(partial, sums)
+    windows, *found = windows_and_sums(summing)
+    assert (windows, found) == ((2, [2, 2]) if step == "unlink" else (1, [1, 1]))
+    partial, sums = summing()
+    with partial:
+        another_window(partial, sums)
+        assert sorted(path.name for path in partial.path.iterdir()) == [f"sums-{windows + 1}", "work"]
+
+
+def test_sums_that_were_cut_short_start_over(summing):
+    partial, sums = summing()
+    with partial:
+        another_window(partial, sums)
+    path = partial.path / "sums-1"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert windows_and_sums(summing) == (0, 0, 0)
 
 
 def test_numbers_that_are_none_are_refused(engine, two, open_partial, monkeypatch):
