@@ -65,6 +65,9 @@ def profile_heat(
     decode_tokens: Annotated[
         int, typer.Option(help="Run so many tokens at the end of each window one by one, and count them as decode.")
     ] = 32,
+    sequences: Annotated[
+        int, typer.Option(help="Decode so many windows side by side: faster, and the same profile.")
+    ] = 8,
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
@@ -78,6 +81,7 @@ def profile_heat(
     from krasis.heat import pictures, profile
     from krasis.heat.partial import Job, Partial
     from krasis.pack.reader import Pack
+    from krasis.runtime.backend import MOST_TOGETHER
     from krasis.runtime.corpus import TextFile
     from krasis.runtime.devices import open_backend
     from krasis.runtime.engine import Engine
@@ -98,26 +102,42 @@ def profile_heat(
         _merge(opened, [*merge, *(more or [])], destination, json)
         return
     _check_cuts(window, decode_tokens, tokens)
+    if not 1 <= sequences <= MOST_TOGETHER:
+        raise UsageError(f"--sequences is {sequences}", expected=f"1 to {MOST_TOGETHER}")
     if plot:
         pictures.check(plot)
     tokenizer = Tokenizer(opened)
     texts = [TextFile(path, tokenizer, window, tokens) for path in [*(text or []), *(more or [])]]
     corpus, total = _scan(texts, window, every=evaluate)
     backend, notes = open_backend(device, threads)
-    engine = Engine(opened, backend, context=window, layout=layout, trace=True, moments=imatrix is not None)
+    sums = imatrix is not None
+    engine = Engine(opened, backend, context=window, sequences=sequences, layout=layout, trace=True, moments=sums)
     show_notes(notes + engine.notes)
     assert engine.tracer is not None
     if not engine.tracer.experts:
         raise InputError("the model has no routed experts", where=pack)
-    job = Job(TOOL, opened.manifest.root, corpus, window, decode_tokens, tokens, backend.name, layout, evaluate)
-    partial = Partial(destination, job, engine.tracer.experts, resumable=imatrix is None)
-    measured = _measure(engine, texts, partial, total)
-    found = profile_of(engine, opened, corpus, measured)
-    profile.save(found, destination)
-    if imatrix:
-        save_imatrix(engine, opened, corpus, found.tokens.prefill + found.tokens.decode, imatrix)
-    scored = heat_worth.evaluate(opened, found, measured, plot, report) if evaluate else None
-    partial.remove()
+    job = Job(
+        tool=TOOL,
+        pack_root=opened.manifest.root,
+        corpus=corpus,
+        window=window,
+        decode_tokens=decode_tokens,
+        limit=tokens,
+        device=backend.name,
+        layout=layout,
+        traces=evaluate,
+        imatrix=sums,
+        sequences=engine.sequences if sums else None,
+    )
+    memory = engine.moments.memory() if engine.moments else ()
+    with Partial(destination, job, engine.tracer.experts, memory) as partial:
+        measured = _measure(engine, texts, partial, total)
+        found = profile_of(engine, opened, corpus, measured)
+        profile.save(found, destination)
+        if imatrix:
+            save_imatrix(engine, opened, corpus, found.tokens.prefill + found.tokens.decode, imatrix)
+        scored = heat_worth.evaluate(opened, found, measured, plot, report) if evaluate else None
+        partial.remove()
     coverage = {f"{share:.0%}".rstrip("%"): held_out_coverage(measured, share) for share in SHARES}
     outputs = {"imatrix": imatrix, "plot": plot, "report": report}
     _show(found, destination, coverage, outputs, scored, json)
@@ -158,15 +178,13 @@ def _measure(engine: "Engine", texts: "list[TextFile]", partial: "Partial", tota
 
     if partial.dropped:
         note(f"{partial.path} starts over: {partial.dropped}")
-    if not partial.resumable:
-        note("with --imatrix a run that is stopped starts over")
     with Reporter("tokens") as reporter:
         reporter.start("profiling", total)
         try:
             return measure(engine, texts, partial, reporter.advance)
         except KeyboardInterrupt:
-            if partial.resumable:
-                note(f"stopped; the same command goes on from {partial.path}")
+            ago = f", saved {partial.age:.0f} s ago" if partial.job.imatrix else ""
+            note(f"stopped; the same command goes on from {partial.path}{ago}")
             raise
 
 

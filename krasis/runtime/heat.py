@@ -1,7 +1,8 @@
 """Measure a heat profile: run text through the model and count what the router chose."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
+from itertools import islice
 from operator import add
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import msgspec
 import numpy as np
 
 from krasis import __version__
-from krasis.errors import InputError, KrasisError
+from krasis.errors import InputError
 from krasis.heat import imatrix
 from krasis.heat.coverage import coverage
 from krasis.heat.partial import Partial, TextHeat
 from krasis.heat.profile import FORMAT, VERSION, HeatProfile, Text, Tokens, layers_of
-from krasis.heat.routing import Choices, Routing
+from krasis.heat.routing import Routing
 from krasis.pack.manifest import Origin
 from krasis.pack.reader import Pack
 from krasis.runtime.engine import Engine
+from krasis.runtime.replay import Chosen, Window, replay
 
 HOLD_OUT = 4
 """Every fourth window of a text is held out of the profile, to score it on."""
@@ -30,17 +32,16 @@ def measure(
 ) -> list[TextHeat]:
     """Run the windows of every text, each on its own, from where `partial` stands. The engine must trace.
 
-    A window's last tokens, as many as the job decodes, are run one by one after the rest was prefilled. What is held
-    out does not count among the moments that the engine sums, if it does. Raises KrasisError where the model computes
-    no finite numbers.
+    A window's last tokens, as many as the job decodes, are run one by one after the rest was prefilled, side by side
+    with those of other windows, `engine.sequences` in all. What is held out does not count among the moments that the
+    engine sums, if it does. Raises KrasisError where the model computes no finite numbers.
     """
-    with partial:
-        for number, text in enumerate(texts):
-            done = partial.texts[number].windows
-            for i, ids in enumerate(text):
-                if i >= done:
-                    partial.put(number, _with_window(engine, partial, number, ids))
-                progress(len(ids))
+    waiting = _waiting(texts, partial, progress)
+    while group := list(islice(waiting, engine.sequences)):
+        prefilled, decoded = replay(engine, [window for _, window in group], progress)
+        for (text, window), prefill, decode in zip(group, prefilled, decoded, strict=True):
+            partial.put(text, _with_window(engine, partial.texts[text], window, prefill, decode))
+        partial.save_if_due()
     return partial.texts
 
 
@@ -90,33 +91,25 @@ def save_imatrix(engine: Engine, pack: Pack, corpus: Sequence[Origin], tokens: i
     imatrix.save(path, header, engine.moments.layers())
 
 
-def _with_window(engine: Engine, partial: Partial, number: int, ids: list[int]) -> TextHeat:
+def _waiting(
+    texts: Sequence[Iterable[list[int]]], partial: Partial, progress: Callable[[int], None]
+) -> Iterator[tuple[int, Window]]:
+    """Number of a text and window, of all that are still to be run; `progress` is told of the others."""
+    for number, text in enumerate(texts):
+        done = partial.texts[number].windows
+        for i, ids in enumerate(text):
+            if i < done:
+                progress(len(ids))
+            else:
+                border = max(len(ids) - partial.job.decode_tokens, 1)
+                yield number, Window(ids, border, held=i % HOLD_OUT == HOLD_OUT - 1)
+
+
+def _with_window(engine: Engine, heat: TextHeat, window: Window, prefilled: Chosen, decoded: Chosen) -> TextHeat:
     """What a text gave, its next window included."""
-    heat = partial.texts[number]
-    is_held = heat.windows % HOLD_OUT == HOLD_OUT - 1
-    if engine.moments is not None:
-        engine.moments.active = not is_held
-    prefill, decode, choices = _run(engine, ids, partial.job.decode_tokens)
-    return heat.held(prefill + decode, choices) if is_held else heat.counted(prefill, decode)
-
-
-def _run(engine: Engine, ids: list[int], decoded: int) -> tuple[Routing, Routing, Choices]:
-    """What a window's tokens chose in prefill and in decode, of which there are at most `decoded`, and all choices."""
     assert engine.tracer is not None
-    state, border = engine.new_state(), max(len(ids) - decoded, 1)
-    engine.all_hidden(ids[:border], state)
-    prefill, choices = _take(engine)
-    if border == len(ids):
-        return prefill, Routing.nothing(engine.tracer.experts), choices
-    for token in ids[border:]:
-        engine.all_hidden([token], state)
-    decode, later = _take(engine)
-    return prefill, decode, {layer: np.concatenate([found, later[layer]]) for layer, found in choices.items()}
-
-
-def _take(engine: Engine) -> tuple[Routing, Choices]:
-    assert engine.tracer is not None
-    choices, weights = engine.tracer.take()
-    if not all(np.isfinite(found).all() for found in weights.values()):
-        raise KrasisError("the model computes no finite numbers", hint="check the pack: krasis verify PACK")
-    return Routing.of(choices, weights, engine.tracer.experts), choices
+    prefill, decode = (Routing.of(*chosen, engine.tracer.experts) for chosen in (prefilled, decoded))
+    if not window.held:
+        return heat.counted(prefill, decode)
+    choices = {layer: np.concatenate([found, decoded[0][layer]]) for layer, found in prefilled[0].items()}
+    return heat.held(prefill + decode, choices)

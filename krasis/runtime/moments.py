@@ -43,7 +43,7 @@ class _Sums:
         self.w13 = torch.zeros(shape.experts, shape.hidden, dtype=torch.float64)
         self.w2 = torch.zeros(shape.experts, shape.size, dtype=torch.float64)
         self.products = torch.zeros(shape.hidden, shape.hidden)
-        self.inputs = 0
+        self.inputs = torch.zeros(1, dtype=torch.int64)
 
 
 class Moments:
@@ -80,11 +80,15 @@ class Moments:
 
         return first, second
 
+    def memory(self) -> list[memoryview]:
+        """All sums where they lie, to be saved and filled again."""
+        return [tensor.numpy().data for sums in self._sums.values() for tensor in vars(sums).values()]
+
     def layers(self) -> Iterator[tuple[int, LayerMoments]]:
         """Layer and its moments over all that counted. Raises InputError where they are no finite numbers."""
         for layer, sums in self._sums.items():
             tokens = sums.tokens.clamp_min(1).unsqueeze(1)
-            shares = pack_shares(coefficients(sums.products / max(sums.inputs, 1)))
+            shares = pack_shares(coefficients(sums.products / sums.inputs.clamp_min(1)))
             w13, w2 = ((found / tokens).float() for found in (sums.w13, sums.w2))
             yield layer, LayerMoments(sums.tokens, w13, w2, shares)
 

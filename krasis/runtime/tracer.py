@@ -24,6 +24,10 @@ class Tracer:
         """What was chosen since the last `take`, for at least one token."""
         choices = {layer: np.asarray(torch.cat(found)) for layer, found in self._ids.items()}
         weights = {layer: np.asarray(torch.cat(found)) for layer, found in self._weights.items()}
+        self.forget()
+        return choices, weights
+
+    def forget(self) -> None:
+        """Drop what was not taken."""
         for found in (*self._ids.values(), *self._weights.values()):
             found.clear()
-        return choices, weights

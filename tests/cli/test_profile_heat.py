@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 from krasis.heat import profile
+from krasis.pack.disk import lock_folder
 from krasis.pack.reader import Pack
 
 USAGE, BAD_INPUT, INTERRUPTED = 2, 3, 130
@@ -93,6 +94,8 @@ def test_profiles_of_other_models_are_not_merged(heat, krasis, pack_of, texts, t
         (("--text", "x", "--window", 64, "--decode-tokens", 64), "--decode-tokens"),
         (("--text", "x", "--tokens", 1), "--tokens"),
         (("--text", "x", "--window", 1), "--window"),
+        (("--text", "x", "--sequences", 0), "--sequences"),
+        (("--text", "x", "--sequences", 65), "--sequences"),
     ],
 )
 def test_wrong_usage(flags, says, krasis, demo_pack, tmp_path):
@@ -101,40 +104,96 @@ def test_wrong_usage(flags, says, krasis, demo_pack, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def windows_done(work):
+def windows_done(folder):
     try:
-        saved = msgspec.msgpack.decode(zstandard.decompress(work.read_bytes()))
+        saved = msgspec.msgpack.decode(zstandard.decompress((folder / "work").read_bytes()))
     except FileNotFoundError:
         return 0
     return sum(text["windows"] for text in saved["texts"])
 
 
+@pytest.fixture
+def stopped(demo_pack, tmp_path):
+    """(signal, arguments) -> what a run to `out` says on stderr that gets the signal once something is saved."""
+
+    def run(how, *arguments, out):
+        work = out.with_name(out.name + ".partial")
+        command = [sys.executable, "-c", SAVING_ALWAYS, "profile-heat", demo_pack(), *map(str, arguments), "--out", out]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            while not windows_done(work):
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, how)
+            errors = process.stderr.read().decode()
+        assert process.returncode == (INTERRUPTED if how == signal.SIGINT else -how)
+        assert ("goes on" in errors) == (how == signal.SIGINT)
+        assert "Traceback" not in errors
+        assert 0 < windows_done(work) < 3 * 12
+        assert not out.exists()
+        return errors
+
+    return run
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_the_same_command_goes_on(how, heat, demo_pack, texts, tmp_path):
-    arguments = ("--text", *texts, "--device", "cpu", "--threads", "1")
-    _, unbroken = heat(*arguments, "--tokens", 6144, name="unbroken")
+def test_the_same_command_goes_on(how, heat, stopped, texts, tmp_path):
+    arguments = ("--text", *texts, "--device", "cpu", "--threads", "1", "--tokens", 6144)
+    _, unbroken = heat(*arguments, "--sequences", 1, name="unbroken")
+    out = tmp_path / "heat.json.zst"
+    stopped(how, *arguments, "--sequences", 3, out=out)
+    heat(*arguments, "--sequences", 5)
+    assert out.read_bytes() == unbroken.read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_importance_matrix_goes_on(how, krasis, demo_pack, stopped, texts, tmp_path):
+    arguments = ("--text", *texts, "--device", "cpu", "--threads", "1", "--tokens", 6144, "--sequences", 3)
+    found = []
+    for name in ("unbroken", "stopped"):
+        outputs = [tmp_path / name / file for file in ("heat.json.zst", "model.imatrix")]
+        flags = (*arguments, "--imatrix", outputs[1])
+        if name == "stopped":
+            errors = stopped(how, *flags, out=outputs[0])
+            assert (" s ago" in errors) == (how == signal.SIGINT)
+        again = krasis("profile-heat", demo_pack(), *flags, "--out", outputs[0])
+        assert (again.code, "starts over" in again.err) == (0, False)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["heat.json.zst", "model.imatrix"]
+        found.append([path.read_bytes() for path in outputs])
+    assert found[0] == found[1]
+
+
+def test_sums_of_another_number_of_windows_at_once_start_over(krasis, demo_pack, stopped, texts, tmp_path):
+    out = tmp_path / "heat.json.zst"
+    arguments = ("--text", texts[0], "--tokens", 6144, "--device", "cpu", "--imatrix", tmp_path / "model.imatrix")
+    stopped(signal.SIGKILL, *arguments, "--sequences", 2, out=out)
+    found = krasis("profile-heat", demo_pack(), *arguments, "--sequences", 3, "--out", out)
+    assert f"{out}.partial starts over: it differs in sequences" in found.err
+
+
+def test_a_second_run_to_one_destination_is_refused(krasis, demo_pack, texts, tmp_path):
     out = tmp_path / "heat.json.zst"
     work = out.with_name(out.name + ".partial")
-    command = [sys.executable, "-c", SAVING_ALWAYS, "profile-heat", demo_pack(), *arguments, "--tokens", "6144"]
-    with subprocess.Popen([*command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not windows_done(work):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(process.pid, how)
-        errors = process.stderr.read().decode()
-    assert process.returncode == (INTERRUPTED if how == signal.SIGINT else -how)
-    assert ("goes on" in errors) == (how == signal.SIGINT)
-    assert "Traceback" not in errors
-    assert 0 < windows_done(work) < 3 * 12
+    work.mkdir()
+    lock = lock_folder(work, "")
+    try:
+        found = krasis("profile-heat", demo_pack(), "--text", texts[0], "--tokens", 2048, "--out", out)
+    finally:
+        os.close(lock)
+    assert (found.code, f"another profile-heat is measuring this profile ({work})" in found.error) == (USAGE, True)
     assert not out.exists()
-    heat(*arguments, "--tokens", 6144)
-    assert out.read_bytes() == unbroken.read_bytes()
+
+
+def test_the_reference_runs_one_by_one_and_says_so(krasis, demo_pack, texts, tmp_path):
+    arguments = ("--text", texts[0], "--tokens", 256, "--window", 64, "--decode-tokens", 2, "--device", "reference")
+    found = krasis("profile-heat", demo_pack(), *arguments, "--out", tmp_path / "heat.json.zst")
+    assert (found.code, "reference runs one sequence at a time" in found.err) == (0, True)
 
 
 def test_another_text_starts_over_and_says_so(krasis, demo_pack, texts, tmp_path):
     out = tmp_path / "heat.json.zst"
     work = out.with_name(out.name + ".partial")
-    work.write_bytes(b"no work of ours")
+    work.mkdir()
+    (work / "work").write_bytes(b"no work of ours")
     found = krasis("profile-heat", demo_pack(), "--text", texts[0], "--tokens", 2048, "--out", out)
     assert f"{work} starts over: it can't be read" in found.err
     assert not work.exists()

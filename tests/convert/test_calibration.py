@@ -62,8 +62,9 @@ def run(engine, texts, destination):
     """Measure on texts, in prefill alone: the tokens that count."""
     corpus = tuple(Origin("text", 0, "0" * 64) for _ in texts)
     job = Job("test", "0" * 64, corpus, WINDOW, 0, None, "cpu", None, traces=False)
-    partial = Partial(destination, job, engine.tracer.experts, resumable=False)
-    heats = measure(engine, [list(windows(ids, WINDOW)) for ids in texts], partial, lambda tokens: None)
+    with Partial(destination, job, engine.tracer.experts) as partial:
+        heats = measure(engine, [list(windows(ids, WINDOW)) for ids in texts], partial, lambda tokens: None)
+        partial.remove()
     return sum(heat.profile.tokens for heat in heats)
 
 
