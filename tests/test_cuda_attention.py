@@ -7,9 +7,9 @@ up to 2^-9 of each, and so are results: of means of values of up to 4, 2^-7 is n
 import pytest
 import torch
 from cuda_devices import on_devices
-from test_cuda_ops import at, new_cache, random
+from test_cuda_ops import at, new_cache, random, table
 
-from krasis.errors import InputError
+from krasis.errors import InputError, KrasisError
 from krasis.native.cuda import ops
 from krasis.native.cuda.attention import attention_few, attention_many, split_count, widen
 from krasis.runtime.attention import reference_attention
@@ -143,13 +143,99 @@ def test_does_not_depend_on_the_number_of_splits(device):
 
 
 def test_splits():
-    assert split_count(1, 64, 4, 10_000) == 66
-    assert split_count(1, 16, 1, 10_000) == 256
-    assert split_count(1, 8, 8, 32) == 1
-    assert split_count(200, 16, 1, 10_000) == 1
+    assert split_count(1, 64, 4, 128, 10_000) == 66
+    assert split_count(1, 64, 8, 64, 10_000) == 66
+    assert split_count(1, 16, 1, 576, 10_000) == 256
+    assert split_count(1, 8, 8, 64, 32) == 1
+    assert split_count(200, 16, 1, 576, 10_000) == 1
 
 
 def test_refuses_keys_of_other_heads():
     cache = new_cache("bf16", 8, 2, 32, "cpu")
+    q, v = torch.zeros(1, 4, 64, dtype=torch.bfloat16), torch.zeros(8, 3, 64, dtype=torch.bfloat16)
     with pytest.raises(InputError, match="q "):
-        attention_few(torch.zeros(1, 4, 64, dtype=torch.bfloat16), cache, cache, 1.0, at(0, "cpu"))
+        attention_few(q, cache, cache, 1.0, at(0, "cpu"))
+    with pytest.raises(InputError, match="q "):
+        attention_many(q, cache.values, v, 1.0, at(0, "cpu"))
+    with pytest.raises(InputError, match="out is "):
+        widen(new_cache("fp8", 8, 2, 32, "cpu"), at(0, "cpu"), 1, 0, v)
+
+
+@on_devices
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 2, 32), (2, 1, 20), (1, 1, 264)])
+def test_refuses_shapes_out_of_range(heads, kv_heads, dim, device):
+    q, k = random(1, heads, dim).to(device), new_cache("bf16", 8, kv_heads, dim, device)
+    v = new_cache("bf16", 8, kv_heads, dim, device)
+    with pytest.raises(KrasisError, match="out of range"):
+        attention_few(q, k, v, 1.0, at(0, device))
+    with pytest.raises(KrasisError, match="out of range"):
+        attention_many(q, k.values, v.values, 1.0, at(0, device))
+
+
+@on_devices
+def test_refuses_what_is_not_aligned(device):
+    cache = new_cache("bf16", 8, 1, 32, device)
+    q = torch.zeros(33, dtype=torch.bfloat16, device=device)[1:].view(1, 1, 32)
+    with pytest.raises(KrasisError, match="aligned"):
+        attention_few(q, cache, cache, 1.0, at(0, device), v_dim=32)
+    with pytest.raises(KrasisError, match="aligned"):
+        attention_many(q, cache.values, cache.values, 1.0, at(0, device))
+
+
+@on_devices
+def test_a_captured_token_follows_the_position(device):
+    if device == "cpu":
+        pytest.skip("graphs are captured on a GPU")
+    heads, kv_heads, dim, steps = 4, 2, 64, 5
+    angles = table(dim // 2, device)
+    qkv, logits = random(steps, (heads + 2 * kv_heads) * dim).to(device), random(99).float().to(device)
+
+    def token(x, position, caches):
+        ops.turn_heads(x, (heads, kv_heads), dim, angles, None, 0.0, position, caches)
+        out = attention_few(x[:, : heads * dim].view(1, heads, dim), *caches, 0.125, position)
+        ops.greatest(logits, torch.empty(1, dtype=torch.int32, device=device), position)
+        return out
+
+    expected_caches = tuple(new_cache("bf16", 8, kv_heads, dim, device) for _ in range(2))
+    expected = [token(qkv[i : i + 1].clone(), at(i, device), expected_caches) for i in range(steps)]
+
+    caches = tuple(new_cache("bf16", 8, kv_heads, dim, device) for _ in range(2))
+    x, position, graph = qkv[:1].clone(), at(0, device), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = token(x, position, caches)
+    position.zero_()
+    for i in range(steps):
+        x.copy_(qkv[i : i + 1])
+        graph.replay()
+        assert torch.equal(out, expected[i])
+    assert position.item() == steps
+
+
+REAL = [(1, 16, 2, 256, 0), (1, 64, 4, 128, 0), (4, 64, 8, 64, 128), (1, 64, 8, 64, 0)]
+
+
+@on_devices
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim", "window"), REAL)
+def test_few_at_real_shapes(tokens, heads, kv_heads, dim, window, kind, device):
+    if device == "cpu":
+        pytest.skip("takes long where the device is emulated")
+    length, q = 10_000, random(tokens, heads, dim)
+    caches = [filled(kind, length, length, kv_heads, dim, device, seed=seed) for seed in (0, 1)]
+    (k, keys), (v, values) = caches
+    found = attention_few(q.to(device), k, v, dim**-0.5, at(length - tokens, device), window)
+    check(found, q, keys, values, dim**-0.5, window)
+
+
+@on_devices
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "v_dim", "window"),
+    [(4, 1, 128, 128, 0), (2, 1, 256, 256, 0), (2, 2, 192, 128, 0), (8, 1, 64, 64, 128)],
+)
+def test_many_at_real_lengths(heads, kv_heads, dim, v_dim, window, device):
+    if device == "cpu":
+        pytest.skip("takes long where the device is emulated")
+    tokens, length = 1500, 4096
+    q, k, v = random(tokens, heads, dim), random(length, kv_heads, dim), random(length, kv_heads, v_dim, seed=1)
+    found = attention_many(*(x.to(device) for x in (q, k, v)), dim**-0.5, at(length - tokens, device), window)
+    check(found, q, k.float(), v.float(), dim**-0.5, window)

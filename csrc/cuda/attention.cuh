@@ -4,6 +4,7 @@
 #include "rows.cuh"
 
 constexpr float kLog2E = 1.44269504f;
+constexpr int kLeastShared = 99 << 10; // what a block may have on every GPU that kernels are built for
 
 // Keys or values of a sequence; position p lies in row p % capacity.
 struct KeyRows {
@@ -13,16 +14,19 @@ struct KeyRows {
     int scale_stride, capacity, bytes; // bytes: of a row and head
 };
 
-// Positions first to end, at most kKeys of them, into rows `stride` bytes apart; zeros from `end` and `bytes` on.
+// Positions first to end, at most kKeys of them, into rows `stride` bytes apart; zeros from `end` and `bytes` on. What
+// is seen fits into the capacity, so that a tile wraps at most once.
 template <int kKeys, int kBytes, int kThreads>
 __device__ void copy_rows(char *to, int stride, const KeyRows &from, int head, int first, int end) {
     constexpr int kChunks = kBytes / 16;
     const char *const base = from.values + head * from.head_bytes;
+    const int start = first % from.capacity;
 #pragma unroll
     for (int i = threadIdx.x; i < kKeys * kChunks; i += kThreads) {
-        const int row = i / kChunks, at = i % kChunks * 16, position = first + row;
-        const bool valid = position < end && at < from.bytes;
-        const int64_t offset = valid ? (int64_t)(position % from.capacity) * from.row_bytes + at : 0;
+        const int row = i / kChunks, at = i % kChunks * 16;
+        const bool valid = first + row < end && at < from.bytes;
+        const int kept = start + row < from.capacity ? start + row : start + row - from.capacity;
+        const int64_t offset = valid ? kept * from.row_bytes + at : 0;
         copy_async(to + row * stride + at, base + offset, valid);
     }
 }

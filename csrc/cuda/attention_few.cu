@@ -31,6 +31,7 @@ template <int kDim, int kVDim, bool kOne, int kBytes> struct Shape {
     static constexpr int kRaw = kKeys * (kDim + (kOne ? 0 : kVDim));
     static constexpr int kStage = kBytes == 2 ? kTile : kRaw;
     static constexpr int kShared = kQ + kP + kSmall + 2 * kStage + (kBytes == 2 ? 0 : kTile);
+    static_assert(kShared <= kLeastShared);
 };
 
 template <class S, int kDim, int kVDim, bool kOne, int kBytes>
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
             for (int w = 0; w < kWarps; w++)
                 next = fmaxf(next, greatest_of[w * kRows + g + 8 * r]);
             base[r] = next == -INFINITY ? 0 : next;
-            faded[r] = exp2f(greatest[r] - base[r]);
+            faded[r] = fast_exp2(greatest[r] - base[r]);
             greatest[r] = next;
             sum[r] *= faded[r];
         }
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
         for (int i = 0; i < kTiles; i++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                float x = exp2f(s[i][0][2 * r] - base[r]), y = exp2f(s[i][0][2 * r + 1] - base[r]);
+                float x = fast_exp2(s[i][0][2 * r] - base[r]), y = fast_exp2(s[i][0][2 * r + 1] - base[r]);
                 sum[r] += x + y;
                 const int key = own + 8 * i + 2 * t;
                 if (kBytes == 1)
@@ -235,10 +236,10 @@ __global__ void merge(Call call, int keys, const float *sinks, bf16 *out) {
         most = warp_max(most);
         for (int i = lane; i < used; i += kWarp) {
             const float2 part = call.softmax[i * all + blockIdx.x];
-            weights[i] = exp2f(part.x - most);
+            weights[i] = fast_exp2(part.x - most);
             sum += part.y * weights[i];
         }
-        sum = warp_sum(sum) + (sinks ? exp2f(sinks[head] * kLog2E - most) : 0);
+        sum = warp_sum(sum) + (sinks ? fast_exp2(sinks[head] * kLog2E - most) : 0);
         __syncwarp();
         for (int i = lane; i < used; i += kWarp)
             weights[i] /= sum;
@@ -303,7 +304,7 @@ extern "C" int krasis_cuda_attention_few(const uint16_t *q, int64_t q_stride, in
     if (tokens < 1 || heads < 1 || k->heads < 1 || heads % k->heads || v->heads != k->heads || k->capacity < 1 ||
         v->capacity != k->capacity || dim < 1 || dim > most || v_dim < 1 || v_dim > most_v || v_dim > v->dim ||
         dim % fours || v->dim % fours || v_dim % 8 || q_stride % 8 || window < 0 || splits < 1 ||
-        splits > kMostSplits || !k->scales != !v->scales)
+        splits > kMostSplits || !(scale > 0) || !k->scales != !v->scales)
         return KRASIS_ERROR_SHAPE;
     if (!aligned_to(q, 16) || !aligned_to((char *)k->values, 16) || !aligned_to((char *)v->values, 16) ||
         !aligned_to((char *)workspace, 16) || !aligned_to(out, 8))

@@ -25,7 +25,7 @@ template <int kDim, int kVDim> struct Shape {
     static constexpr bool kHeld = kDim <= 128;
     static constexpr int kQ = kRows * kKStride * 2, kStage = kKeys * (kKStride + kVStride) * 2;
     static constexpr int kShared = 2 * kStage + (kHeld ? 0 : kQ);
-    static_assert(!kHeld || kQ <= kStage);
+    static_assert((!kHeld || kQ <= kStage) && kShared <= kLeastShared);
 };
 
 template <int kDim, int kVDim> __device__ void copy_tile(char *stage, const Call &call, int head, int first, int end) {
@@ -36,7 +36,7 @@ template <int kDim, int kVDim> __device__ void copy_tile(char *stage, const Call
     copy_async_commit();
 }
 
-template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) attend(Call call) {
+template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kVDim <= 128 ? 3 : 2) attend(Call call) {
     using S = Shape<kDim, kVDim>;
     constexpr int kKeys = S::kKeys;
     char *const stages = dynamic_shared();
@@ -64,7 +64,7 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) atten
             load_a(held[i], own_q + 16 * i, S::kKStride);
     }
 
-    // Of rows g and g + 8; the sum is of this lane's keys.
+    // Of rows g and g + 8; the greatest score is not scaled yet, the sum is of this lane's keys.
     float greatest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, o[kVDim / 8][4] = {};
     const int query[2] = {position + first_token + warp * 16 + g, position + first_token + warp * 16 + g + 8};
     for (int tile = 0; tile < seen.tiles; tile++) {
@@ -99,7 +99,6 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) atten
         for (int i = 0; i < kKeys / 8; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                s[i][j] *= call.scale;
                 if (!whole && !sees(query[j / 2], first + 8 * i + 2 * t + j % 2, call.window))
                     s[i][j] = -INFINITY;
                 most[j / 2] = fmaxf(most[j / 2], s[i][j]);
@@ -108,8 +107,8 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) atten
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float next = fmaxf(greatest[r], quad_max(most[r]));
-            base[r] = next == -INFINITY ? 0 : next;
-            const float faded = exp2f(greatest[r] - base[r]);
+            base[r] = next == -INFINITY ? 0 : next * call.scale;
+            const float faded = fast_exp2(greatest[r] * call.scale - base[r]);
             greatest[r] = next;
             sum[r] *= faded;
 #pragma unroll
@@ -122,7 +121,8 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) atten
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float *const two = &s[key / 8 + i / 2][i % 2 * 2];
-                two[0] = exp2f(two[0] - base[i % 2]), two[1] = exp2f(two[1] - base[i % 2]);
+                two[0] = fast_exp2(two[0] * call.scale - base[i % 2]);
+                two[1] = fast_exp2(two[1] * call.scale - base[i % 2]);
                 sum[i % 2] += two[0] + two[1];
                 a[i] = pack_bf16(two[0], two[1]);
             }
@@ -142,7 +142,7 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads) atten
         if (token >= call.tokens)
             continue;
         if (call.sinks)
-            total += exp2f(call.sinks[head] * kLog2E - greatest[r]);
+            total += fast_exp2(call.sinks[head] * kLog2E - greatest[r] * call.scale);
         uint32_t *const out = (uint32_t *)(call.out + ((int64_t)token * call.heads + head) * call.v_dim);
 #pragma unroll
         for (int i = 0; i < kVDim / 8; i++)
@@ -168,7 +168,7 @@ extern "C" int krasis_cuda_attention_many(const uint16_t *q, int64_t q_stride, i
     const bool in_eights = dim % 8 == 0 && v_dim % 8 == 0 && q_stride % 8 == 0 && k_stride % 8 == 0 &&
                            k_head_stride % 8 == 0 && v_stride % 8 == 0 && v_head_stride % 8 == 0;
     if (tokens < 1 || kv_heads < 1 || heads < 1 || heads > 65535 || heads % kv_heads || capacity < 1 || window < 0 ||
-        !in_eights || dim < 1 || dim > 256 || v_dim < 1 || v_dim > 256)
+        !in_eights || !(scale > 0) || dim < 1 || dim > 256 || v_dim < 1 || v_dim > 256)
         return KRASIS_ERROR_SHAPE;
     if (!aligned_to(q, 16) || !aligned_to(k, 16) || !aligned_to(v, 16) || !aligned_to(out, 4))
         return KRASIS_ERROR_ALIGNMENT;

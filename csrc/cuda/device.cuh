@@ -11,6 +11,7 @@
  *     bf16, to_float(bf16), to_bf16(float)                              rounded to nearest even
  *     pack_bf16(low, high), low_float(word), high_float(word)           two of them in 32 bits
  *     mul_bf16x2, sub_bf16x2                                            on such words, rounded once
+ *     fast_exp2(float)                                                  2^x, 0 for denormal results
  *     e4m3_to_float(byte), to_e4m3(float)                               nearest even, saturating at 448
  *     and_or(a, b, c) = (a & b) | c, permute(a, b, selector)            one instruction each: lop3, prmt
  *     mma_bf16(d, a, b)                                                 m16n8k16: d[4] += a[4] b[2], float32 sums

@@ -28,6 +28,12 @@ __device__ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
     return *reinterpret_cast<const uint32_t *>(&c);
 }
 
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ inline float e4m3_to_float(uint8_t x) {
     __nv_fp8_e4m3 value;
     value.__x = x;

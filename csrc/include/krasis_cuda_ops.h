@@ -1,7 +1,8 @@
 /* What lies between products on the GPU: see krasis_cuda.h for pointers, streams and errors.
  *
- * Activations are bf16, tokens `stride` elements apart; dimensions are multiples of 4, of attention of 8. `position` is one
- * int32 in device memory: the length of the sequence before these tokens. Position p of a cache lies in row p % capacity.
+ * Activations are bf16, tokens `stride` elements apart; dimensions are multiples of 4, of attention of 8. `position` is
+ * one int32 in device memory: the length of the sequence before these tokens. Position p of a cache lies in row
+ * p % capacity.
  */
 #ifndef KRASIS_CUDA_OPS_H
 #define KRASIS_CUDA_OPS_H
@@ -16,7 +17,8 @@ extern "C" {
 
 typedef enum krasis_cuda_type { KRASIS_CUDA_FLOAT32 = 0, KRASIS_CUDA_BF16 = 1 } krasis_cuda_type;
 
-/* Rows [capacity][heads][dim] of a sequence: bf16, or e4m3 where there are scales [capacity][heads] that multiply them. */
+/* Rows [capacity][heads][dim] of a sequence: bf16, or e4m3 where there are scales [capacity][heads] that multiply
+ * them. */
 typedef struct krasis_cuda_cache {
     void *values;
     float *scales;
@@ -32,9 +34,9 @@ KRASIS_API int krasis_cuda_norm(void *x, int x_type, int64_t x_stride, const voi
 KRASIS_API int krasis_cuda_gated_norm(const float *x, const uint16_t *z, int64_t z_stride, int64_t tokens, int heads,
                                       int dim, const float *weight, float eps, uint16_t *y, void *stream);
 
-/* Heads of q, k and v lie side by side in x [tokens][>= (q_heads + 2 kv_heads) dim]. Those of q and k are normalized where
- * norms [dim] are given, and their dimensions i and half + i turned, i < half, by cos and sin [positions][half]: in place.
- * k and v are put into caches where these are given, of one kind. */
+/* Heads of q, k and v lie side by side in x [tokens][>= (q_heads + 2 kv_heads) dim]. Those of q and k are
+ * normalized where norms [dim] are given, and their dimensions i and half + i turned, i < half, by cos and sin
+ * [positions][half]: in place. k and v are put into caches where these are given, of one kind. */
 KRASIS_API int krasis_cuda_turn_heads(uint16_t *x, int64_t tokens, int64_t stride, int q_heads, int kv_heads, int dim,
                                       const float *q_norm, const float *k_norm, float eps, const float *cos,
                                       const float *sin, int half, const int32_t *position, void *k_values,
@@ -55,10 +57,11 @@ KRASIS_API int krasis_cuda_store(const uint16_t *x, int64_t tokens, int64_t stri
 KRASIS_API int krasis_cuda_widen(const krasis_cuda_cache *cache, const int32_t *position, int64_t tokens, int window,
                                  uint16_t *out, void *stream);
 
-/* Causal attention of q [tokens][heads][dim] over caches that hold these tokens too -> bf16 [tokens][heads][v_dim]. Where
- * v is k, values are the first v_dim dimensions of keys. `sinks` [heads], or null, are logits without values; a window of
- * 0 sees all. Meant for few tokens and long caches: positions are shared out to `splits`, at most 256, whose results go to
- * `workspace`, float32 [splits][tokens][heads][v_dim + 2]. Dimensions are at most 256, with v as k 576 and 512, and in e4m3 multiples of 16. */
+/* Causal attention of q [tokens][heads][dim] over caches that hold these tokens too -> bf16
+ * [tokens][heads][v_dim]. Where v is k, values are the first v_dim dimensions of keys. `sinks` [heads], or null,
+ * are logits without values; a window of 0 sees all. Meant for few tokens and long caches: positions are shared
+ * out to `splits`, at most 256, whose results go to `workspace`, float32 [splits][tokens][heads][v_dim + 2].
+ * Dimensions are at most 256, with v as k 576 and 512, and in e4m3 multiples of 16. */
 KRASIS_API int krasis_cuda_attention_few(const uint16_t *q, int64_t q_stride, int64_t tokens, int heads,
                                          const krasis_cuda_cache *k, const krasis_cuda_cache *v, int v_dim, int window,
                                          float scale, const float *sinks, const int32_t *position, int splits,
@@ -96,14 +99,14 @@ KRASIS_API int krasis_cuda_embed(const uint16_t *table, int rows, int n, const i
 KRASIS_API int krasis_cuda_greatest(const float *logits, int n, void *parts, int32_t *token, int32_t *position,
                                     int tokens, void *stream);
 
-/* y [tokens][channels] = silu(sum over i of weight[i] x[t - width + 1 + i]), weight float32 [width][channels], width 2 to 4;
- * state float32 [width - 1][channels] holds what was before x, and is overwritten. */
+/* y [tokens][channels] = silu(sum over i of weight[i] x[t - width + 1 + i]), weight float32 [width][channels],
+ * width 2 to 4; state float32 [width - 1][channels] holds what was before x, and is overwritten. */
 KRASIS_API int krasis_cuda_conv(const uint16_t *x, int64_t tokens, int64_t stride, int channels, const float *weight,
                                 int width, float *state, uint16_t *y, void *stream);
 
-/* The gated delta rule, token by token -> out float32 [tokens][value_heads][value_dim]; see krasis_delta_net_step. qkv bf16
- * has queries, keys and values side by side, beta_step betas and steps; memory float32 [value_heads][key_dim][value_dim].
- * key_dim is at most 128. */
+/* The gated delta rule, token by token -> out float32 [tokens][value_heads][value_dim]; see krasis_delta_net_step.
+ * qkv bf16 has queries, keys and values side by side, beta_step betas and steps; memory float32
+ * [value_heads][key_dim][value_dim]. key_dim is at most 128. */
 KRASIS_API int krasis_cuda_delta(const uint16_t *qkv, int64_t qkv_stride, const void *beta_step, int beta_type,
                                  int64_t beta_stride, int64_t tokens, int key_heads, int value_heads, int key_dim,
                                  int value_dim, const float *rate, const float *dt_bias, float *memory, float *out,

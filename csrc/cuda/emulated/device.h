@@ -163,6 +163,8 @@ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
     return pack_bf16(low_float(a) - low_float(b), high_float(a) - high_float(b));
 }
 
+inline float fast_exp2(float x) { return std::exp2(x); }
+
 inline float e4m3_to_float(uint8_t x) {
     const int exponent = x >> 3 & 15, mantissa = x & 7;
     if (exponent == 15 && mantissa == 7)

@@ -15,7 +15,7 @@ from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, Function
 from krasis.native.cuda.ops import Cache
 
 MOST_SPLITS = 256
-_BLOCKS_AT_ONCE, _ROWS, _LEAST_KEYS = 264, 16, 32
+_ROWS, _LEAST_KEYS = 16, 32
 
 _few = Function(
     "krasis_cuda_attention_few", POINTER, LONG, LONG, INT, POINTER, POINTER, INT, INT, FLOAT, POINTER, POINTER, INT,
@@ -54,7 +54,7 @@ def attention_few(
     v_dim = v_dim or v.values.shape[-1]
     if dim != k_dim or v.values.shape[:2] != (capacity, kv_heads) or (tokens > 1 and q.stride(1) != dim):
         raise InputError(f"q {tuple(q.shape)}, k {tuple(k.values.shape)}, v {tuple(v.values.shape)}")
-    splits = split_count(tokens, heads, kv_heads, min(capacity, window + tokens - 1) if window else capacity)
+    splits = split_count(tokens, heads, kv_heads, dim, min(capacity, window + tokens - 1) if window else capacity)
     workspace = torch.empty(splits * tokens * heads * (v_dim + 2), dtype=torch.float32, device=q.device)
     out = torch.empty(tokens, heads, v_dim, dtype=torch.bfloat16, device=q.device)
     keys, values = _c_cache(k), _c_cache(v)
@@ -64,10 +64,14 @@ def attention_few(
     return out
 
 
-def split_count(tokens: int, heads: int, kv_heads: int, seen: int) -> int:
-    """How many blocks share out at most `seen` positions, so that a GPU is filled: the same at every length."""
+def split_count(tokens: int, heads: int, kv_heads: int, dim: int, seen: int) -> int:
+    """How many blocks share out at most `seen` positions, so that a GPU is filled: the same at every length.
+
+    An H100's 132 multiprocessors hold two blocks each, and more of small heads, whose tiles are small.
+    """
+    blocks = 2 * 132 if dim > 64 else 4 * 132
     tiles = kv_heads * -(-tokens * (heads // kv_heads) // _ROWS)
-    return max(1, min(_BLOCKS_AT_ONCE // tiles, -(-seen // _LEAST_KEYS), MOST_SPLITS))
+    return max(1, min(blocks // tiles, -(-seen // _LEAST_KEYS), MOST_SPLITS))
 
 
 def attention_many(

@@ -1,8 +1,8 @@
 """What lies between products on the GPU, in kernels that a graph may capture.
 
 Activations are bfloat16 [tokens, n], whose rows may lie apart; norms, biases, angles and the residual stream float32;
-ids int32. `position` is an int32 tensor of one element on the device: how long the sequence was before these tokens. All
-tensors of a call are on one device. Raises KrasisError where a kernel refuses shapes or alignment, of 16 bytes.
+ids int32. `position` is an int32 tensor of one element on the device: how long the sequence was before these tokens.
+All tensors of a call are on one device. Raises KrasisError where a kernel refuses shapes or alignment, of 16 bytes.
 """
 
 from dataclasses import dataclass
