@@ -156,6 +156,6 @@ def test_refuses_what_it_cannot_do(device):
         linear(products, x.float(), torch.empty(9, 64, device=device))
     with pytest.raises(KrasisError, match="range"):
         linear_few(products, x, torch.empty(9, 64, device=device), Scratch(device))
+    wrong = Products([Product(Form("int4", 256, 64, 256), codes, scales[:1], 64)])
     with pytest.raises(KrasisError, match="group size"):
-        wrong = Product(Form("int4", 256, 64, 256), codes, scales[:1], 64)
-        linear(Products([wrong]), x, torch.empty(9, 64, device=device))
+        linear(wrong, x, torch.empty(9, 64, device=device))
