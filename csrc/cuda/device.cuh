@@ -16,7 +16,9 @@
  *     load_matrix_x4(r, row), load_matrix_x4_turned(r, row)             ldmatrix of four 8 x 8 matrices of 16 bits
  *     copy_async(shared, global, valid), copy_async_commit(),           16 bytes, zeros where not valid
  *     copy_async_wait<n>()                                              until at most n commits are under way
- *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices
+ *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices; 32 bits,
+ *                                                                       load_acquire also 64
+ *     pause_polling()                                                   between two looks at what the host writes
  *     nanoseconds()                                                     of the device's clock
  */
 #pragma once
