@@ -47,6 +47,7 @@ const char *krasis_strerror(int status) {
     case KRASIS_ERROR_DEVICE: return "the GPU refused";
     case KRASIS_ERROR_TYPE: return "no such type of weights";
     case KRASIS_ERROR_VALUE: return "weights are NaN, infinite or beyond 2^127";
+    case KRASIS_ERROR_TIMEOUT: return "no answer came in time";
     default: return "unknown error";
     }
 }

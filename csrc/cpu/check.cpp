@@ -76,6 +76,8 @@ krasis_status check_expert_matrix(const krasis_matrix &matrix) {
     return check(matrix);
 }
 
+} // namespace
+
 krasis_status check(const krasis_experts &experts) {
     for (const krasis_matrix *matrix : {&experts.w13, &experts.w2})
         if (const krasis_status status = check_expert_matrix(*matrix))
@@ -94,8 +96,6 @@ krasis_status check(const krasis_experts &experts) {
     const bool fits = aligned(experts.b13, bytes) && aligned(experts.b2, bytes) && experts.stride % sizeof(float) == 0;
     return fits ? KRASIS_OK : KRASIS_ERROR_ALIGNMENT;
 }
-
-} // namespace
 
 krasis_status check(const MoeCall &call) {
     if (call.m != 0 && (!call.x || !call.y || !call.ids || !call.weights))

@@ -21,6 +21,7 @@ inline bool aligned(const void *p, size_t bytes) { return reinterpret_cast<uintp
 
 krasis_status check(const krasis_matrix &matrix);
 krasis_status check(const krasis_job &job);
+krasis_status check(const krasis_experts &experts);
 krasis_status check(const MoeCall &call);
 
 } // namespace krasis

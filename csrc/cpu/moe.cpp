@@ -44,12 +44,14 @@ void Moe::sort() {
     const int64_t all = call_.m * call_.chosen;
     starts_.assign(call_.experts.count + 1, 0);
     for (int64_t i = 0; i < all; i++)
-        starts_[call_.ids[i] + 1]++;
+        if (call_.ids[i] >= 0)
+            starts_[call_.ids[i] + 1]++;
     for (int64_t e = 0; e < call_.experts.count; e++)
         starts_[e + 1] += starts_[e];
     slots_.resize(all);
     for (int64_t i = 0; i < all; i++)
-        slots_[starts_[call_.ids[i]]++] = {i / call_.chosen, call_.weights[i]};
+        if (call_.ids[i] >= 0)
+            slots_[starts_[call_.ids[i]]++] = {i / call_.chosen, call_.weights[i]};
     // Now starts_[e] is where the slots of e end.
 }
 

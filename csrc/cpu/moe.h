@@ -17,7 +17,7 @@ struct MoeCall {
     krasis_experts experts;
     const float *x;
     int64_t m, ldx;
-    const int64_t *ids;
+    const int64_t *ids; // -1, which krasis_moe does not take: nothing
     const float *weights;
     int64_t chosen;
     float *y;

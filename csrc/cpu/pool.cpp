@@ -14,14 +14,6 @@ namespace {
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int kPauses = 32;
 
-void pause() {
-#ifdef __x86_64__
-    __builtin_ia32_pause();
-#else
-    std::this_thread::yield();
-#endif
-}
-
 } // namespace
 
 void Pool::wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
@@ -33,6 +25,11 @@ void Pool::wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
             pause();
         }
     } while (std::chrono::steady_clock::now() < until);
+    while (awake_.load(std::memory_order_relaxed)) {
+        if (value.load(std::memory_order_acquire) != old)
+            return;
+        std::this_thread::yield();
+    }
     value.wait(old, std::memory_order_acquire);
 }
 

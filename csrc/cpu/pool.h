@@ -8,6 +8,15 @@
 
 namespace krasis {
 
+// Between two looks at what another thread writes.
+inline void pause() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
 class Pool {
 public:
     using Task = void (*)(void *context, int thread);
@@ -40,9 +49,12 @@ public:
         meet([] { return false; });
     }
 
+    // Whether waiting threads only spin. Those that sleep already do so until the next call of run().
+    void stay_awake(bool awake) { awake_.store(awake, std::memory_order_relaxed); }
+
 private:
     // Returns once `value` is no longer `old`: spins first, sleeps then.
-    static void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old);
+    void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old);
     void open();
     void work(int thread);
     void stop();
@@ -50,6 +62,7 @@ private:
     int threads_;
     Task task_ = nullptr; // null tells the workers to end
     void *context_ = nullptr;
+    std::atomic<bool> awake_{false};
     alignas(64) std::atomic<uint32_t> round_{0};
     alignas(64) std::atomic<uint32_t> busy_{0};
     alignas(64) std::atomic<uint32_t> met_{0};

@@ -99,9 +99,18 @@ __device__ inline uint32_t load_acquire(const uint32_t *p) {
     return value;
 }
 
+__device__ inline uint64_t load_acquire(const uint64_t *p) {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
+    return value;
+}
+
 __device__ inline void store_release(uint32_t *p, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
+
+// A look takes a round trip over the bus already.
+__device__ inline void pause_polling() {}
 
 __device__ inline uint64_t nanoseconds() {
     uint64_t now;

@@ -28,7 +28,8 @@ typedef enum krasis_status {
     KRASIS_ERROR_MEMORY = 9,    /* out of memory */
     KRASIS_ERROR_DEVICE = 10,   /* the GPU or its driver refused */
     KRASIS_ERROR_TYPE = 11,     /* no such type of weights */
-    KRASIS_ERROR_VALUE = 12     /* a weight is NaN, infinite, or 2^127 or beyond */
+    KRASIS_ERROR_VALUE = 12,    /* a weight is NaN, infinite, or 2^127 or beyond */
+    KRASIS_ERROR_TIMEOUT = 13   /* the CPU did not answer a post in time */
 } krasis_status;
 
 typedef enum krasis_isa {

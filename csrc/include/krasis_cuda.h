@@ -9,6 +9,7 @@
 #define KRASIS_CUDA_H
 
 #include "krasis.h"
+#include "krasis_mailbox.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -108,6 +109,26 @@ KRASIS_API int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const
                                        const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
                                        uint16_t *h, void *out, int out_type, int add, float *partials,
                                        int32_t *counters, void *stream);
+
+/* Of a mailbox, in device memory, zeroed at first: what its kernels tell each other. */
+typedef struct krasis_mailbox_state {
+    uint32_t number; /* of the last post */
+    uint32_t waits;  /* whether the last call posted anything */
+    uint32_t failed; /* once a wait was in vain: nothing is posted any more, nor waited for */
+} krasis_mailbox_state;
+
+/* Posts the pairs of x[tokens][hidden] (float32 or bf16), ids and weights [tokens][chosen] whose expert is cold:
+ * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where no pair is cold. The sizes but
+ * `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to four elements. */
+KRASIS_API int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
+                                const void *x, int x_type, const int32_t *ids, const float *weights,
+                                const int32_t *where, void *stream);
+
+/* out[tokens][hidden] += y of the post before, which had as many tokens, once the CPU has answered; at once and nothing
+ * where none was made. out is float32, or bf16 rounded once, aligned to four elements. A reply that is an error, or that
+ * has not come after `timeout` ns, is left in the mailbox's krasis_trouble, which the host is to look at; out then stays. */
+KRASIS_API int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,
+                                    int out_type, int64_t timeout, void *stream);
 
 #ifdef __cplusplus
 }

@@ -19,7 +19,9 @@ _ACTIVATIONS = {"swiglu": 0, "clamped_swiglu": 1}
 _BIAS_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-class _CExperts(ctypes.Structure):
+class CExperts(ctypes.Structure):
+    """`krasis_experts`."""
+
     _fields_ = (
         ("w13", CMatrix),
         ("w2", CMatrix),
@@ -80,7 +82,7 @@ class NativeExperts:
         for bias, matrix in ((b13, w13), (b2, w2)):
             if bias is not None and bias.shape != (matrix.n,):
                 raise InputError(f"a bias of {tuple(bias.shape)}", expected=f"({matrix.n},)")
-        self._c = _CExperts(
+        self.c_struct = CExperts(
             w13.c_struct,
             w2.c_struct,
             None if b13 is None else b13.data_ptr(),
@@ -94,7 +96,7 @@ class NativeExperts:
             activation.alpha,
             activation.limit,
         )
-        self._address = ctypes.addressof(self._c)
+        self._address = ctypes.addressof(self.c_struct)
         self._run = cpu_library().krasis_moe
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""The device's side of a mailbox: cold experts are posted to the CPU, and their sum is waited for and added."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from krasis.errors import InputError
+from krasis.native.cuda.host import Registered
+from krasis.native.cuda.library import INT, LONG, POINTER, Function
+from krasis.native.server import Mailbox, trouble
+
+TIMEOUT = 10.0
+"""Seconds: a layer's experts may have to come from a disk first."""
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_STATE = 3
+
+_post = Function(
+    "krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER
+)
+_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
+
+
+class DeviceMailbox:
+    """`box` as `device` reaches it. Calls allocate nothing, don't wait on the host, and may be captured.
+
+    Every post is waited for before the next. Raises KrasisError where the system refuses to register the memory.
+    """
+
+    def __init__(self, box: Mailbox, device: torch.device, timeout: float = TIMEOUT) -> None:
+        self._box, self._device, self._timeout = box, device, int(timeout * 1e9)
+        self._registered = Registered(box.memory, device, read_only=False)
+        self._struct = box.c_struct(self._registered.address)
+        self._address = ctypes.addressof(self._struct)
+        self._state = torch.zeros(_STATE, dtype=torch.int32, device=device)
+
+    def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
+        """Hand the CPU the pairs whose expert is cold: `where` int32 [experts] is negative for those.
+
+        x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer` is
+        the server's. Raises InputError for other tensors.
+        """
+        box, tokens = self._box, len(x)
+        pairs = (tokens, box.chosen)
+        if ids.shape != pairs or weights.shape != pairs or ids.dtype != torch.int32 or weights.dtype != torch.float32:
+            found = f"ids {ids.dtype} {tuple(ids.shape)}, weights {weights.dtype} {tuple(weights.shape)}"
+            raise InputError(found, expected=f"int32 and float32 {pairs}")
+        if where.dtype != torch.int32:
+            raise InputError(f"where is {where.dtype}", expected="int32")
+        kind = self._type_of(x)
+        self._check(x, ids, weights, where)
+        _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where)
+
+    def wait_add(self, out: Tensor) -> None:
+        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted.
+
+        Where the CPU fails or doesn't answer in time, `out` stays as it is, `check` says so, and nothing is posted or
+        waited for any more.
+        """
+        kind = self._type_of(out)
+        self._check(out)
+        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout)
+
+    def check(self) -> None:
+        """Raises KrasisError if a wait was in vain, among the calls that the device has finished."""
+        if status := self._box.trouble:
+            raise trouble(status)
+
+    def close(self) -> None:
+        self._registered.close()
+
+    def _type_of(self, rows: Tensor) -> int:
+        box = self._box
+        if rows.dtype not in _TYPES or rows.dim() != 2 or rows.shape[1] != box.hidden or len(rows) > box.tokens:
+            expected = f"float32 or bfloat16, at most ({box.tokens}, {box.hidden})"
+            raise InputError(f"{rows.dtype} {tuple(rows.shape)}", expected=expected)
+        return _TYPES[rows.dtype]
+
+    def _check(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            if tensor.device != self._device or not tensor.is_contiguous():
+                found = f"a tensor on {tensor.device} with strides {tensor.stride()}"
+                raise InputError(found, expected=f"contiguous, on {self._device}")
