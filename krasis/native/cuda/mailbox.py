@@ -16,9 +16,7 @@ TIMEOUT = 10.0
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STATE = 3
 
-_post = Function(
-    "krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER
-)
+_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER)
 _wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
 
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +16,17 @@ from krasis.native.cuda.gemm import Scratch
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
+from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.cuda.backend import CudaBackend
+from krasis.runtime.cuda.colleague import Colleague
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.lanes import Lanes
+from krasis.runtime.cuda.passes import FEW, Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents
 from krasis.runtime.cuda.state import DeviceState
+from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.engine import Engine
@@ -28,7 +34,9 @@ from krasis.runtime.placement.memory import RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
-from krasis.runtime.rates import known
+from krasis.runtime.placement.residents import Candidates, candidates
+from krasis.runtime.placement.speed import touched
+from krasis.runtime.rates import Rates, known
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
@@ -52,8 +60,8 @@ class Started:
 class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
-    `heat` says which experts are worth a place there. `placement` is the plan that was made, `started` what starting
-    took.
+    `heat` says which experts are worth a place there; `threads` of the CPU compute what few tokens choose of the others.
+    `placement` is the plan that was made, `started` what starting took.
     """
 
     def __init__(
@@ -66,45 +74,71 @@ class CudaEngine(Engine):
         kv: KvDtype | None = None,
         heat: Routing | None = None,
         load: planning.Load = "mapped",
+        threads: int | None = None,
+        rates: Rates | None = None,
         trace: bool = False,
     ) -> None:
-        self.started, self.device = Started(), device
-        self.spec, self.kv = read_spec(pack), kv or "bf16"
+        self.started, self.device, self.spec, self.kv = Started(), device, read_spec(pack), kv or "bf16"
         self._family = models.of(self.spec)
         check_pack(pack, self._family, self.spec)
         self.segments, self.layers = planning.chosen(pack.manifest, (LAYOUT,)), self._family.states(self.spec)
-        self.sequences, self.moments = 1, None
-        wishes = Wishes((vram,), context, self.kv, PROMPT)
-        self.placement = plan_devices(outline(pack.manifest, pack.path), known(), heat, wishes)
+        self.sequences, self.moments, self.notes = 1, None, []
+        self.experts_of = self._family.moe_layers(self.spec)
+        self.rates = rates or known()
+        wishes, found = Wishes((vram,), context, self.kv, PROMPT), outline(pack.manifest, pack.path)
+        self.placement = plan_devices(found, self.rates, heat, wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
+        self.tracer = Tracer(self.experts_of) if trace else None
         self.started.done("plan")
         self._store = HostStore(pack, device)
-        self.notes = list(self._store.notes)
+        self.notes += self._store.notes
         self.started.done("register")
-        self.tracer = Tracer(self._family.moe_layers(self.spec)) if trace else None
-        self._place(pack)
+        self._place(pack, threads)
+        self._crossover = self._ways(candidates(found, heat))
         self._synchronize()
         self.started.done("load")
+        # Captured, choices could not be told to a tracer.
+        self._step = None if trace else self._captured()
+        self.started.done("capture")
 
-    def _place(self, pack: Pack) -> None:
+    def _place(self, pack: Pack, threads: int | None) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
-        dense = place_dense(
-            pack, planned.layers, head=planned.head, arena=Arena("dense weights", planned.dense, device)
-        )
+        arena = Arena("dense weights", planned.dense, device)
+        dense = place_dense(pack, planned.layers, head=planned.head, arena=arena)
         hot = Arena("resident experts", planned.experts, device)
-        experts = self._family.moe_layers(self.spec)
-        self.residents = Residents(pack, experts, planned.residents, hot, device)
+        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device)
         ring = Arena("ring of streamed experts", planned.workspace.expert_ring, device)
         share = planned.workspace.expert_ring // RING_BUFFERS
         buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
         self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
-        scratch = Scratch(device)
-        place = torch.zeros(1, dtype=torch.int32, device=device)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch)
+        scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
+        self.cpu = CpuBackend(threads)
+        self._colleague = self._colleague_for()
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague)
         self.backend = CudaBackend(place, scratch, hybrid.layer)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
+        if self._colleague is not None:
+            self._colleague.open()
+
+    def _colleague_for(self) -> Colleague | None:
+        """The CPU, where some experts are not resident."""
+        if not any(self.residents.cold.values()):
+            return None
+        chosen = int(msgspec.structs.asdict(self.spec)["experts_per_token"])
+        return Colleague(self.cpu, chosen, self.spec.hidden_size, self.device)
+
+    def _ways(self, found: Candidates) -> Crossover:
+        sizes = {(layer, e) for layer, cold in self.residents.cold.items() for e in cold}
+        away = np.array([pair in sizes for pair in zip(found.layer.tolist(), found.expert.tolist(), strict=True)], bool)
+        bytes_away = found.bytes * away
+
+        def missed(tokens: int) -> float:
+            return float((touched(found, tokens) * bytes_away).sum())
+
+        layers = sum(bool(cold) for cold in self.residents.cold.values())
+        return Crossover(missed, float(bytes_away.sum()), layers, self.rates)
 
     @property
     def chunk(self) -> int:
@@ -118,24 +152,74 @@ class CudaEngine(Engine):
 
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
-        for chunk in self._chunks(ids):
-            hidden = self._forward(chunk, state)
-        return self.logits(hidden[-1:])[0]
+        """The same, on the device, and until the next call."""
+        if len(ids) == 1 and self._step is not None:
+            return self._decode(ids[0])
+        for chunk, way in self._passes(ids):
+            hidden = self._forward(chunk, way)
+        found = self.model.logits(hidden[-1:])[0]
+        self._check()
+        return found
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
-        return torch.cat([self._forward(chunk, state) for chunk in self._chunks(ids)])
+        found = torch.cat([self._forward(chunk, way) for chunk, way in self._passes(ids)])
+        self._check()
+        return found
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden).cpu()
 
-    def _forward(self, ids: Tensor, state: SequenceState) -> Tensor:
-        self.stream.begin()
-        return self.model.forward(ids, state)
+    def close(self) -> None:
+        """Give back what the device and the CPU were told to keep ready."""
+        if self._colleague is not None:
+            self._colleague.close()
+        self._store.close()
 
-    def _chunks(self, ids: list[int]) -> Sequence[Tensor]:
-        return torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk)
+    def _decode(self, token: int) -> Tensor:
+        assert self._step is not None
+        self._state.check(1)
+        self.stream.begin("few")
+        if self._colleague is not None:
+            self._colleague.wake()
+        logits = self._step(token)
+        if self.device.type == "cuda":
+            self._state.moved(1)
+        self._check()
+        return logits
+
+    def _captured(self) -> Step:
+        with torch.inference_mode():
+            self.stream.begin("few")
+            step = Step(self._one, self.device)
+        self._state.reset()
+        self._check()
+        return step
+
+    def _one(self, token: Tensor) -> Tensor:
+        return self.model.logits(self.model.forward(token, self._state))[0]
+
+    def _forward(self, ids: Tensor, way: Way) -> Tensor:
+        self.stream.begin(way)
+        if way == "few" and self._colleague is not None:
+            self._colleague.wake()
+        return self.model.forward(ids, self._state)
+
+    def _passes(self, ids: list[int]) -> Sequence[tuple[Tensor, Way]]:
+        """Tokens that are taken together, and how they meet experts that are not resident."""
+        found = torch.tensor(ids, dtype=torch.int32, device=self.device)
+        passes: list[tuple[Tensor, Way]] = []
+        for chunk in torch.split(found, self.chunk):
+            way = self._crossover.best(len(chunk))
+            passes += [(part, way) for part in torch.split(chunk, FEW if way == "few" else self.chunk)]
+        return passes
+
+    def _check(self) -> None:
+        """Raises KrasisError if the CPU failed the GPU."""
+        if self._colleague is not None:
+            self._synchronize()
+            self._colleague.check()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -7,42 +7,53 @@ from krasis.errors import InputError
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
 from krasis.models.family import Activation, Experts
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
-from krasis.native.cuda.gemm import MOST_FEW, Form, Scratch
+from krasis.native.cuda.gemm import Form, Scratch
 from krasis.pack.reader import Pack
 from krasis.pack.record import TensorSpec, sections
+from krasis.runtime.cuda.colleague import Colleague
 from krasis.runtime.cuda.residents import Residents, segment_of
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.placement.outline import LAYOUT
 
 
 class Hybrid:
-    """Makes the experts of each layer."""
+    """Makes the experts of each layer. Those of a few tokens that are not resident are the `colleague`'s."""
 
-    def __init__(self, pack: Pack, residents: Residents, stream: Stream, scratch: Scratch) -> None:
+    def __init__(
+        self, pack: Pack, residents: Residents, stream: Stream, scratch: Scratch, colleague: Colleague | None
+    ) -> None:
         self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
+        self._colleague = colleague
 
     def layer(self, layer: int, activation: Activation) -> Experts:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
         segment = self._pack.segment(segment_of(layer), LAYOUT)
         form = expert_form(segment.tensors, activation)
+        if self._colleague is not None and self._residents.cold[layer]:
+            self._colleague.assign(layer, segment.name, self._pack, activation)
 
-        def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-            few = x.shape[0] <= MOST_FEW and not self._residents.cold[layer]
-            return self._few(layer, form, x, ids, weights) if few else self._many(layer, form, x, ids, weights)
+        def experts(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+            run = self._few if self._stream.way == "few" else self._many
+            return run(layer, form, x, ids, weights)
 
-        return run
+        return experts
 
     def _few(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        return experts_few(form, self._residents.table[layer], x, ids, weights, h, out, self._scratch)
+        colleague = self._colleague if self._residents.cold[layer] else None
+        if colleague is not None:
+            colleague.post(layer, x, ids, weights, self._residents.where[layer])
+        experts_few(form, self._residents.table[layer], x, ids, weights, h, out, self._scratch)
+        if colleague is not None:
+            colleague.wait_add(out)
+        return out
 
     def _many(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        table = self._stream.table[layer]
-        routes = sort(ids, len(table))
+        routes = sort(ids, len(self._residents.table[layer]))
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         y = torch.empty(ids.numel(), form.hidden, dtype=torch.bfloat16, device=x.device)
-        for experts in self._stream.parts(layer, ids):
+        for experts, table in self._stream.parts(layer, ids):
             part = batch(routes, experts)
             experts_up(form, table, part, x, h)
             experts_down(form, table, part, h, y)

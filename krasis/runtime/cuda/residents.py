@@ -17,7 +17,7 @@ def segment_of(layer: int) -> str:
 class Residents:
     """`table[layer]`, int64 [experts] on the device: the address of an expert's record, 0 where it is not there.
 
-    `cold[layer]` are those that are not, in ascending order.
+    `where[layer]`, int32, is 0 for those that are there and -1 for the others, which `cold[layer]` lists.
     """
 
     def __init__(
@@ -32,6 +32,10 @@ class Residents:
             addresses[layer][expert] = place.data_ptr()
         self.table: dict[int, Tensor] = {
             layer: torch.tensor(found, dtype=torch.int64, device=device) for layer, found in addresses.items()
+        }
+        self.where: dict[int, Tensor] = {
+            layer: torch.tensor([0 if at else -1 for at in found], dtype=torch.int32, device=device)
+            for layer, found in addresses.items()
         }
         self.cold = {layer: [e for e, at in enumerate(found) if not at] for layer, found in addresses.items()}
 

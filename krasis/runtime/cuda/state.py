@@ -108,9 +108,13 @@ class DeviceState(SequenceState):
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
         return self._made[layer].recurrent
 
-    def _extended(self, layer: int, *rows: Tensor) -> _Layer:
-        if (end := self._at + rows[0].shape[0]) > self.capacity:
+    def check(self, tokens: int) -> None:
+        """Raises FitError where so many more are too many."""
+        if (end := self._at + tokens) > self.capacity:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
+
+    def _extended(self, layer: int, *rows: Tensor) -> _Layer:
+        self.check(rows[0].shape[0])
         made = self._made[layer]
         for cache, x in zip(made.caches, rows, strict=True):
             store(x, cache, self._place)

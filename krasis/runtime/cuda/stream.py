@@ -9,6 +9,7 @@ from torch import Tensor
 from krasis.native.cuda.host import copy
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.lanes import Event, Lanes
+from krasis.runtime.cuda.passes import Way
 from krasis.runtime.cuda.residents import Residents, segment_of
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.placement.outline import LAYOUT
@@ -29,7 +30,7 @@ class Part:
 class Stream:
     """Hands out a layer's experts part by part: first the residents, then what is copied meanwhile.
 
-    `table[layer]`, int64 [experts] on the device, says where each lies while its part is handed out.
+    `way` is how the tokens at hand meet what is not resident; `copied` counts bytes.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Stream:
         self._read: list[Event] = [None] * len(ring)
         self._filled: list[Event] = [None] * len(ring)
         self.copied = 0
+        self.way: Way = "whole"
         self._plan_whole()
 
     def _plan_whole(self) -> None:
         """Parts of all cold experts of all layers; buffers take turns over layers, so places never change."""
         self._whole: dict[int, list[Part]] = {}
-        self.table: dict[int, Tensor] = {}
+        self._addresses: dict[int, list[int]] = {}
+        self._tables: dict[int, Tensor] = {}
         turn = 0
         for layer in self._layers:
             addresses = self._resident.table[layer].tolist()
@@ -60,41 +63,63 @@ class Stream:
                 parts.append(self._part(layer, experts))
                 turn += 1
             self._whole[layer] = parts
-            self.table[layer] = torch.tensor(addresses, dtype=torch.int64, device=self._device)
+            self._addresses[layer] = addresses
+            self._tables[layer] = self._table(addresses)
         self._hot = {
             layer: self._list([e for e in range(len(table)) if e not in set(self._resident.cold[layer])])
             for layer, table in self._resident.table.items()
         }
         self._queue: list[tuple[int, Part]] = [(layer, part) for layer in self._layers for part in self._whole[layer]]
 
-    def begin(self) -> None:
-        """Before the first layer of a pass over all experts: fill the ring."""
-        self._next = 0
-        self._turn = 0
-        for _ in self._ring:
+    def begin(self, way: Way) -> None:
+        """Before the first layer of a pass. Where whole layers are to come, the ring is filled."""
+        self.way, self._next, self._turn = way, 0, 0
+        if way == "whole":
+            for _ in self._ring:
+                self._copy_next()
+
+    def parts(self, layer: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """All experts that `ids` choose: int32 lists of them and int64 [experts] tables of where they lie, both on the
+        device. Each is there for the kernels that follow.
+        """
+        if len(self._hot[layer]):
+            yield self._hot[layer], self._tables[layer]
+        if self.way == "touched":
+            yield from self._touched(layer, ids)
+            return
+        for part in self._whole[layer]:
+            yield from self._hand_out(part, self._tables[layer])
             self._copy_next()
 
-    def parts(self, layer: int, ids: Tensor) -> Iterator[Tensor]:
-        """int32 lists of experts on the device, all of the layer's; each is there for the kernels that follow."""
-        if len(self._hot[layer]):
-            yield self._hot[layer]
-        for part in self._whole[layer]:
-            buffer = self._turn % len(self._ring)
-            self._lanes.wait(self._filled[buffer])
-            yield part.experts
-            self._read[buffer] = self._lanes.mark()
-            self._turn += 1
-            self._copy_next()
+    def _touched(self, layer: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        chosen = set(torch.unique(ids).tolist())
+        addresses, queue = self._addresses[layer].copy(), []
+        for experts in self._shares(layer, [expert for expert in self._resident.cold[layer] if expert in chosen]):
+            self._assign(layer, experts, self._next + len(queue), addresses)
+            queue.append(self._part(layer, experts))
+        table = self._table(addresses)
+        for part in queue[: len(self._ring)]:
+            self._copy_into_next(layer, part)
+        for i, part in enumerate(queue):
+            yield from self._hand_out(part, table)
+            if i + len(self._ring) < len(queue):
+                self._copy_into_next(layer, queue[i + len(self._ring)])
+
+    def _hand_out(self, part: Part, table: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        buffer = self._turn % len(self._ring)
+        self._lanes.wait(self._filled[buffer])
+        yield part.experts, table
+        self._read[buffer] = self._lanes.mark()
+        self._turn += 1
 
     def _copy_next(self) -> None:
         if self._next == len(self._queue):
             return
-        layer, part = self._queue[self._next]
+        self._copy_into_next(*self._queue[self._next])
+
+    def _copy_into_next(self, layer: int, part: Part) -> None:
         buffer = self._next % len(self._ring)
         self._next += 1
-        self._copy(layer, part, buffer)
-
-    def _copy(self, layer: int, part: Part, buffer: int) -> None:
         source, to = self._store.address(self._records[layer]), self._ring[buffer].data_ptr()
         with self._lanes.copying(after=self._read[buffer]):
             for begin, at, size in part.runs:
@@ -122,6 +147,9 @@ class Stream:
             else:
                 runs.append((begin, at, size))
         return Part(self._list(experts), tuple(runs))
+
+    def _table(self, addresses: list[int]) -> Tensor:
+        return torch.tensor(addresses, dtype=torch.int64, device=self._device)
 
     def _list(self, experts: Sequence[int]) -> Tensor:
         return torch.tensor(list(experts), dtype=torch.int32, device=self._device)

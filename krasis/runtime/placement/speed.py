@@ -54,7 +54,7 @@ def prefill_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     outline, devices = traffic.outline, traffic.devices
     whole, rest = divmod(traffic.prompt, traffic.chunk)
     passes = [traffic.chunk] * whole + [rest] * bool(rest)
-    touched = sum(_touched(traffic.experts, tokens) for tokens in passes)
+    touched = sum(touched(traffic.experts, tokens) for tokens in passes)
     missed = float((touched * traffic.experts.bytes)[traffic.placed == HOST].sum())
     lanes = min(devices * rates.pcie, max(rates.together, rates.pcie))
     layers = len(outline.layers)
@@ -115,6 +115,6 @@ def _pairs(tokens: int, window: int) -> int:
     return near * (near + 1) // 2 + (tokens - near) * near
 
 
-def _touched(experts: Candidates, tokens: int) -> Floats:
+def touched(experts: Candidates, tokens: int) -> Floats:
     """float64 [experts]: the probability that one of `tokens` tokens chooses it, taken as independent."""
     return 1 - (1 - np.minimum(experts.probability, 1.0)) ** tokens
