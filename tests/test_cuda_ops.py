@@ -10,8 +10,9 @@ from cuda_devices import on_devices
 
 from krasis.errors import InputError, KrasisError
 from krasis.models.ops import HeadShape, Routing, TorchOps, split_heads
-from krasis.native.cuda import ops
+from krasis.native.cuda import attention, delta, ops
 from krasis.native.cuda.attention import widen
+from krasis.native.cuda.library import POINTER, Function
 from krasis.native.cuda.ops import Cache
 from krasis.runtime.rows import store_rows
 
@@ -201,6 +202,22 @@ def test_greatest(n, device):
     logits[n // 2 :] = 9
     ops.greatest(logits.to(device), token)
     assert (token.item(), position.item()) == (n // 2, 8)
+
+
+FUNCTIONS = [
+    function
+    for module in (ops, attention, delta)
+    for function in vars(module).values()
+    if isinstance(function, Function)
+]
+
+
+@on_devices
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
+def test_refuses_nulls(function, device):
+    nothing = [None if kind is POINTER else kind(0).value for kind in function.arguments]
+    with pytest.raises(KrasisError, match=function.name):
+        function(torch.device(device), *nothing)
 
 
 def test_caches_are_of_a_kind():

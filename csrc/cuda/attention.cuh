@@ -4,6 +4,7 @@
 #include "rows.cuh"
 
 constexpr float kLog2E = 1.44269504f;
+constexpr int kNoWindow = 0x7fffffff; // what a window of 0 stands for
 constexpr int kLeastShared = 99 << 10; // what a block may have on every GPU that kernels are built for
 
 // Keys or values of a sequence; position p lies in row p % capacity.
@@ -14,21 +15,30 @@ struct KeyRows {
     int scale_stride, capacity, bytes; // bytes: of a row and head
 };
 
-// Positions first to end, at most kKeys of them, into rows `stride` bytes apart; zeros from `end` and `bytes` on. What
-// is seen fits into the capacity, so that a tile wraps at most once.
+// Positions first to end, at most kKeys of them, into rows `stride` bytes apart. Rows behind the end repeat the last one,
+// and what is behind a row's own bytes stays as it is: both cost less than zeros. What is seen fits into the capacity, so
+// that a tile wraps at most once.
 template <int kKeys, int kBytes, int kThreads>
 __device__ void copy_rows(char *to, int stride, const KeyRows &from, int head, int first, int end) {
     constexpr int kChunks = kBytes / 16;
+    static_assert(kKeys * kChunks % kThreads == 0);
     const char *const base = from.values + head * from.head_bytes;
-    const int start = first % from.capacity;
-#pragma unroll
-    for (int i = threadIdx.x; i < kKeys * kChunks; i += kThreads) {
-        const int row = i / kChunks, at = i % kChunks * 16;
-        const bool valid = first + row < end && at < from.bytes;
-        const int kept = start + row < from.capacity ? start + row : start + row - from.capacity;
-        const int64_t offset = valid ? kept * from.row_bytes + at : 0;
-        copy_async(to + row * stride + at, base + offset, valid);
+    const int start = first % from.capacity, last = end - 1 - first;
+#pragma unroll 2
+    for (int i = 0; i < kKeys * kChunks / kThreads; i++) {
+        const int chunk = i * kThreads + threadIdx.x, row = chunk / kChunks, at = chunk % kChunks * 16;
+        int kept = start + min(row, last);
+        kept = kept < from.capacity ? kept : kept - from.capacity;
+        if (at < from.bytes)
+            copy_async(to + row * stride + at, base + kept * from.row_bytes + at);
     }
+}
+
+// Zeros, so that dimensions behind those there are add nothing.
+template <int kBytes, int kThreads> __device__ void clear(char *shared) {
+    for (int i = 16 * threadIdx.x; i < kBytes; i += 16 * kThreads)
+        *(uint4 *)(shared + i) = make_uint4(0, 0, 0, 0);
+    __syncthreads();
 }
 
 // The positions that queries first_token to last_token see, in tiles of kKeys, dealt out to splits.
@@ -39,14 +49,17 @@ struct Seen {
 __device__ inline Seen seen_by(int position, int first_token, int last_token, int window, int keys, int splits) {
     Seen seen;
     seen.end = position + last_token + 1;
-    seen.first = window ? max(position + first_token - window + 1, 0) : 0;
+    seen.first = max(position + first_token - window + 1, 0);
     seen.tiles = (seen.end - seen.first + keys - 1) / keys;
     seen.per_split = (seen.tiles + splits - 1) / splits;
     return seen;
 }
 
-__device__ inline bool sees(int query, int key, int window) {
-    return key <= query && (!window || key > query - window);
+__device__ inline bool sees(int query, int key, int window) { return (unsigned)(query - key) < (unsigned)window; }
+
+// Whether queries low to high all see the keys from first on.
+__device__ inline bool all_see(int low, int high, int first, int keys, int window) {
+    return first + keys - 1 <= low && first > high - window;
 }
 
 // A lane's share of an A fragment: 16 rows, 16 columns from `at`.

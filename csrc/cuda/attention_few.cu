@@ -73,13 +73,14 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
     if (tile >= last)
         return;
 
+    if (call.dim < kDim)
+        clear<S::kShared, kThreads>(shared);
     for (int i = threadIdx.x; i < kRows * kDim / 8; i += kThreads) {
-        const int row = first_row + i / (kDim / 8), at = i % (kDim / 8) * 8;
-        const bool valid = row < rows && at < call.dim;
-        const int64_t offset = valid ? row / call.shared * call.q_stride +
-                                           (int64_t)(head * call.shared + row % call.shared) * call.dim + at
-                                     : 0;
-        copy_async(q + i / (kDim / 8) * S::kKStride + at, call.q + offset, valid);
+        const int row = min(first_row + i / (kDim / 8), rows - 1), at = i % (kDim / 8) * 8;
+        const bf16 *const from = call.q + row / call.shared * call.q_stride +
+                                 (int64_t)(head * call.shared + row % call.shared) * call.dim + at;
+        if (at < call.dim)
+            copy_async(q + i / (kDim / 8) * S::kKStride + at, from);
     }
     copy_tile<S, kDim, kVDim, kOne, kBytes>(stages, call, head, seen.first + tile * kKeys, seen.end);
     float k_scale = 0, v_scale = 0;
@@ -132,6 +133,7 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
                 multiply_second(s[i][1], a[1], b);
             }
         }
+        const bool whole = all_see(position + first_row / call.shared, seen.end - 1, first, kKeys, call.window);
         float most[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (int i = 0; i < kTiles; i++)
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
             for (int j = 0; j < 4; j++) {
                 const int key = own + 8 * i + 2 * t + j % 2;
                 const float score = (s[i][0][j] + s[i][1][j]) * call.scale * (kBytes == 1 ? k_scales[key] : 1);
-                s[i][0][j] = sees(query[j / 2], first + key, call.window) ? score : -INFINITY;
+                s[i][0][j] = whole || sees(query[j / 2], first + key, call.window) ? score : -INFINITY;
                 most[j / 2] = fmaxf(most[j / 2], s[i][0][j]);
             }
 #pragma unroll
@@ -310,8 +312,8 @@ extern "C" int krasis_cuda_attention_few(const uint16_t *q, int64_t q_stride, in
         !aligned_to((char *)workspace, 16) || !aligned_to(out, 8))
         return KRASIS_ERROR_ALIGNMENT;
     float *const sums = (float *)workspace;
-    const Call call{(const bf16 *)q, q_stride, (int)tokens, heads, heads / k->heads, dim, v_dim, window,
-                    scale * kLog2E, rows_of(k), rows_of(v), position, splits, sums,
+    const Call call{(const bf16 *)q, q_stride, (int)tokens, heads, heads / k->heads, dim, v_dim,
+                    window ? window : kNoWindow, scale * kLog2E, rows_of(k), rows_of(v), position, splits, sums,
                     (float2 *)(sums + splits * tokens * heads * v_dim)};
     return k->scales ? launch_sized<1>(call, one, sinks, (bf16 *)out, stream)
                      : launch_sized<2>(call, one, sinks, (bf16 *)out, stream);

@@ -47,11 +47,13 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kVDim
     const int position = *call.position;
     const Seen seen = seen_by(position, first_token, min(first_token + kRows, call.tokens) - 1, call.window, kKeys, 1);
 
+    if (call.dim < kDim)
+        clear<S::kShared, kThreads>(stages);
     for (int i = threadIdx.x; i < kRows * kDim / 8; i += kThreads) {
-        const int token = first_token + i / (kDim / 8), at = i % (kDim / 8) * 8;
-        const bool valid = token < call.tokens && at < call.dim;
-        const int64_t offset = valid ? token * call.q_stride + (int64_t)head * call.dim + at : 0;
-        copy_async(q + i / (kDim / 8) * S::kKStride + at, call.q + offset, valid);
+        const int token = min(first_token + i / (kDim / 8), call.tokens - 1), at = i % (kDim / 8) * 8;
+        if (at < call.dim)
+            copy_async(q + i / (kDim / 8) * S::kKStride + at,
+                       call.q + token * call.q_stride + (int64_t)head * call.dim + at);
     }
     copy_tile<kDim, kVDim>(stages, call, kv_head, seen.first, seen.end);
     const bf16 *const own_q = q + warp * 16 * S::kKStride;
@@ -92,28 +94,35 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kVDim
             }
         }
         // Only tiles at the ends of what the warp's queries see hold keys that one of them does not.
-        const int low = position + first_token + warp * 16, high = low + 15;
-        const bool whole = first + kKeys - 1 <= low && (!call.window || first > high - call.window);
-        float most[2] = {-INFINITY, -INFINITY};
+        const int low = position + first_token + warp * 16;
+        if (!all_see(low, low + 15, first, kKeys, call.window)) {
+#pragma unroll
+            for (int i = 0; i < kKeys / 8; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    s[i][j] = sees(query[j / 2], first + 8 * i + 2 * t + j % 2, call.window) ? s[i][j] : -INFINITY;
+        }
+        float most[2] = {-INFINITY, -INFINITY}, base[2], faded[2];
 #pragma unroll
         for (int i = 0; i < kKeys / 8; i++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (!whole && !sees(query[j / 2], first + 8 * i + 2 * t + j % 2, call.window))
-                    s[i][j] = -INFINITY;
+            for (int j = 0; j < 4; j++)
                 most[j / 2] = fmaxf(most[j / 2], s[i][j]);
-            }
-        float base[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float next = fmaxf(greatest[r], quad_max(most[r]));
             base[r] = next == -INFINITY ? 0 : next * call.scale;
-            const float faded = fast_exp2(greatest[r] * call.scale - base[r]);
+            faded[r] = fast_exp2(greatest[r] * call.scale - base[r]);
             greatest[r] = next;
-            sum[r] *= faded;
+            sum[r] *= faded[r];
+        }
+        // The further on, the rarer is a greater score.
+        if (__ballot_sync(0xffffffffu, faded[0] < 1 || faded[1] < 1)) {
 #pragma unroll
             for (int i = 0; i < kVDim / 8; i++)
-                o[i][2 * r] *= faded, o[i][2 * r + 1] *= faded;
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    o[i][j] *= faded[j / 2];
         }
 #pragma unroll
         for (int key = 0; key < kKeys; key += 16) {
@@ -143,11 +152,12 @@ template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kVDim
             continue;
         if (call.sinks)
             total += fast_exp2(call.sinks[head] * kLog2E - greatest[r] * call.scale);
+        const float by = 1 / total;
         uint32_t *const out = (uint32_t *)(call.out + ((int64_t)token * call.heads + head) * call.v_dim);
 #pragma unroll
         for (int i = 0; i < kVDim / 8; i++)
             if (8 * i < call.v_dim)
-                out[4 * i + t] = pack_bf16(o[i][2 * r] / total, o[i][2 * r + 1] / total);
+                out[4 * i + t] = pack_bf16(o[i][2 * r] * by, o[i][2 * r + 1] * by);
     }
 }
 
@@ -172,7 +182,8 @@ extern "C" int krasis_cuda_attention_many(const uint16_t *q, int64_t q_stride, i
         return KRASIS_ERROR_SHAPE;
     if (!aligned_to(q, 16) || !aligned_to(k, 16) || !aligned_to(v, 16) || !aligned_to(out, 4))
         return KRASIS_ERROR_ALIGNMENT;
-    const Call call{(const bf16 *)q, q_stride, (int)tokens, heads, heads / kv_heads, dim, v_dim, window, scale * kLog2E,
+    const Call call{(const bf16 *)q, q_stride, (int)tokens, heads, heads / kv_heads, dim, v_dim,
+                    window ? window : kNoWindow, scale * kLog2E,
                     {(const char *)k, 2 * k_stride, 2 * k_head_stride, nullptr, 0, capacity, 2 * dim},
                     {(const char *)v, 2 * v_stride, 2 * v_head_stride, nullptr, 0, capacity, 2 * v_dim},
                     sinks, position, (bf16 *)out};

@@ -32,7 +32,7 @@ class Function:
     """
 
     def __init__(self, name: str, *arguments: Any) -> None:
-        self._name, self._arguments = name, arguments
+        self.name, self.arguments = name, arguments
         self._bound: dict[str, Any] = {}
 
     def __call__(self, device: torch.device, *arguments: Any) -> None:
@@ -40,10 +40,10 @@ class Function:
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         status = bound(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments), stream)
         if status:
-            raise KrasisError(f"{cpu_library().krasis_strerror(status).decode()} ({self._name})")
+            raise KrasisError(f"{cpu_library().krasis_strerror(status).decode()} ({self.name})")
 
     def _bind(self, device: str) -> Any:
-        bound = getattr(library(device), self._name)
-        bound.restype, bound.argtypes = INT, [*self._arguments, POINTER]
+        bound = getattr(library(device), self.name)
+        bound.restype, bound.argtypes = INT, [*self.arguments, POINTER]
         self._bound[device] = bound
         return bound
