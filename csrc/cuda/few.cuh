@@ -76,6 +76,9 @@ template <class Codec> struct Batch {
             for (int w = 0; w < 4; w++) {
                 uint32_t a[4];
                 Codec::fragment(codes[level], w, a);
+#pragma unroll
+                for (uint32_t &pair : a)
+                    pair = Codec::number(pair);
                 mma_bf16(group[w], a, b);
             }
             if ((level + 1) % levels == 0 || level == S::kLevels - 1)
