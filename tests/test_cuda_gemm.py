@@ -90,6 +90,9 @@ def test_few_rows(codec, m, device):
     x, scratch = normal(m, 2048).bfloat16(), Scratch(device)
     products = Products([Product(form, codes, scales, 128)])
     scratch.partials.fill_(float("nan"))
+    for blocks in (1, 3, 132):
+        y = linear_few(products, x.to(device), torch.empty(m, 128, device=device), Scratch(device, blocks))
+        close(y, expected_of(weight, x, 128), **SUMS)
     for dtype, tolerance in ((torch.float32, SUMS), (torch.bfloat16, ROUNDED)):
         y = linear_few(products, x.to(device), torch.empty(m, 128, dtype=dtype, device=device), scratch)
         close(y, expected_of(weight, x, 128), **tolerance)

@@ -24,7 +24,7 @@ struct Gemm {
     int k_in, m;
     const int64_t *table; // of the experts' records; null: codes, scales and bias are addresses, else offsets
     int64_t codes, scales, bias;
-    int k, n, group, group_bits, strips; // bits: log2 of group
+    int k, n, group, strips;
     const int4 *tiles;    // of rows, one expert each: {expert, first row, rows}, their number before them; null: m rows
     const int32_t *pairs; // row -> token * slots + slot
     int slots, gather, scatter;
@@ -96,7 +96,7 @@ template <class Codec, class Shape, bool Gated> struct Loader {
         const int64_t record = p.table ? p.table[place.expert] : 0;
         const int all = p.n / kTileColumns, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
         pitch = (int64_t)all * S::kTileBytes, scale_pitch = (int64_t)all * S::kTileScales;
-        k_in = p.k_in, group_bits = p.group_bits;
+        k_in = p.k_in, group_bits = log2_group(p.group);
 
         const int tile = column_tile<Gated, Shape::kWarpsN>(p, place.strip, warp % Shape::kWarpsN);
         has_codes = tile < all;
@@ -214,9 +214,12 @@ __device__ inline void store_pair(const Gemm &p, int64_t row, int column, float 
     }
 }
 
-/* Turns a pair of warps' gate and up into the activation, in the gate's warp. `given`: shared memory of the pair. */
-__device__ inline void activate_pairs(const Gemm &p, int warp_n, int tile, float *given, const Values &bias,
-                                      Accumulator &sums) {
+/* Which rows of a pair of warps, one with the gate and one with up, a warp turns into the activation. */
+__device__ inline bool activates(int i, bool up) { return (i >= 2) == up; }
+
+/* `given`: the pair's shared memory, where each leaves what the other needs. */
+__device__ inline void activate_pair(const Gemm &p, bool up, int tile, float *given, const Values &bias,
+                                     Accumulator &sums) {
     const int lane = threadIdx.x % kWarp, column = tile * kTileColumns + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -225,19 +228,22 @@ __device__ inline void activate_pairs(const Gemm &p, int warp_n, int tile, float
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 sums[i][j][c] += value(bias, column + 8 * j + c % 2);
-                if (warp_n % 2)
+                if (!activates(i, up))
                     given[((i * 8 + j) * 4 + c) * kWarp + lane] = sums[i][j][c];
             }
     __syncthreads();
-    if (warp_n % 2)
-        return;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
+        if (!activates(i, up))
+            continue;
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
-            for (int c = 0; c < 4; c++)
-                sums[i][j][c] = activate(p.activation, sums[i][j][c], given[((i * 8 + j) * 4 + c) * kWarp + lane]);
+            for (int c = 0; c < 4; c++) {
+                const float mine = sums[i][j][c], other = given[((i * 8 + j) * 4 + c) * kWarp + lane];
+                sums[i][j][c] = activate(p.activation, up ? other : mine, up ? mine : other);
+            }
+    }
 }
 
 template <class Codec, class Shape, bool Gated>
@@ -278,22 +284,22 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
                 sum *= 1 << Codec::kShift;
 
     const int tile = column_tile<Gated, Shape::kWarpsN>(p, place.strip, warp_n), lane = threadIdx.x % kWarp;
-    const bool there = tile < p.n / kTileColumns;
+    const bool there = tile < p.n / kTileColumns, up = Gated && warp_n % 2;
     const int64_t record = p.table ? p.table[place.expert] : 0;
-    const Values bias{p.biased && there ? (const void *)(record + p.bias) : nullptr, p.bias_bf16};
+    Values bias{p.biased && there ? (const void *)(record + p.bias) : nullptr, p.bias_bf16};
     if (Gated) {
         copy_async_wait<0>();
         __syncthreads();
-        const int pair = warp_m * (Shape::kWarpsN / 2) + warp_n / 2;
-        activate_pairs(p, warp_n, tile, (float *)shared + pair * kWarp * 128, bias, sums);
-        if (warp_n % 2)
-            return;
+        activate_pair(p, up, tile, (float *)shared + warp / 2 * kWarp * 128, bias, sums);
+        bias.at = nullptr;
     }
     if (!there)
         return;
-    const Values added = Gated ? Values{nullptr, 0} : bias;
+    const int first_column = (tile - up * (p.n / kTileColumns / 2)) * kTileColumns + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
+        if (Gated && !activates(i, up))
+            continue;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = warp_m * 64 + i * 16 + half * 8 + lane / 4;
@@ -302,16 +308,15 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
             const int64_t to = p.scatter ? p.pairs[place.first + row] : place.first + row;
 #pragma unroll
             for (int j = 0; j < 8; j++)
-                store_pair(p, to, tile * kTileColumns + 8 * j + lane % 4 * 2, sums[i][j][2 * half],
-                           sums[i][j][2 * half + 1], added);
+                store_pair(p, to, first_column + 8 * j, sums[i][j][2 * half], sums[i][j][2 * half + 1], bias);
         }
+    }
 }
 
 /* Launches for `tiles` tiles of rows at most. */
 template <class Codec, class Shape, bool Gated> int run(Gemm p, int64_t tiles, void *stream) {
     const int columns = p.n / kTileColumns / (Gated ? 2 : 1), each = Gated ? Shape::kWarpsN / 2 : Shape::kWarpsN;
     p.strips = (columns + each - 1) / each;
-    p.group_bits = p.group == 32 ? 5 : p.group == 64 ? 6 : 7;
     const int64_t blocks = (tiles + kSuper - 1) / kSuper * kSuper * p.strips;
     constexpr int kPairs = Gated ? Shape::kThreads / 2 * 128 * 4 : 0, kStages = Stages<Codec, Shape>::kAll;
     return launch(gemm<Codec, Shape, Gated>, (unsigned)blocks, Shape::kThreads, kPairs > kStages ? kPairs : kStages,

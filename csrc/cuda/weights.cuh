@@ -14,8 +14,7 @@ __device__ __forceinline__ uint32_t word(const uint4 &v, int i) {
  * fragment(v, w, a): the codes of columns 16 w to 16 w + 15 of the tile. Lane 4 g + t gets pairs of k = 2 t, 2 t + 1: a[0] of
  * column g, a[1] of g + 8, a[2] and a[3] the same with k 8 further. So a is the first operand of a product with 16 columns as
  * its rows, and {a[h], a[2 + h]} the second of one with 8 columns, once each pair has become
- *     number(pair): what scales multiply, exactly, or
- *     fma(pair, scale * 2^112, scale * kOffset): the weight * 2^-kShift, rounded once.
+ *     fma(pair, scale * 2^112, scale * kOffset): the weight * 2^-kShift, rounded once; exact where scale is 1.
  * For the pairs are bf16 already: the least of them, code * 2^-133 (subnormal below 128), or e2m1 values * 2^-126.
  *
  * scales(row, g, one_group): `row` points at those of the tile's columns; the eight of columns g + 8 j as bf16. */
@@ -27,11 +26,6 @@ struct Int4 {
         const uint32_t nibbles = word(v[0], w);
         a[0] = nibbles & 0x000f000fu, a[1] = nibbles >> 8 & 0x000f000fu;
         a[2] = nibbles >> 4 & 0x000f000fu, a[3] = nibbles >> 12 & 0x000f000fu;
-    }
-
-    // 0x4300 is 128, whose last bit is worth 1.
-    static __device__ __forceinline__ uint32_t number(uint32_t pair) {
-        return sub_bf16x2(pair | 0x43004300u, 0x43084308u);
     }
 
     static __device__ __forceinline__ uint4 scales(const char *row, int g, bool one_group);
@@ -47,11 +41,6 @@ struct Int8 {
             const uint32_t bytes = word(v[w / 2], 2 * (w % 2) + h);
             a[h] = bytes & 0x00ff00ffu, a[2 + h] = bytes >> 8 & 0x00ff00ffu;
         }
-    }
-
-    // 128 and the low seven bits, less 128 where the eighth is set, else less 256.
-    static __device__ __forceinline__ uint32_t number(uint32_t pair) {
-        return sub_bf16x2(and_or(pair, 0x007f007fu, 0x43004300u), (pair & 0x00800080u) ^ 0x43804380u);
     }
 
     static __device__ __forceinline__ uint4 scales(const char *row, int g, bool one_group) {
@@ -71,8 +60,6 @@ struct Mxfp4 {
         a[2] = (nibbles & 0x00800080u) << 8 | (nibbles & 0x00700070u) << 2;
         a[3] = (nibbles & 0x80008000u) | (nibbles >> 6 & 0x01c001c0u);
     }
-
-    static __device__ __forceinline__ uint32_t number(uint32_t pair) { return mul_bf16x2(pair, 0x7e807e80u); }
 
     static __device__ __forceinline__ uint4 scales(const char *row, int g, bool) {
         const uint2 e = *reinterpret_cast<const uint2 *>(row + 8 * g);
@@ -94,7 +81,7 @@ __device__ __forceinline__ uint4 Int4::scales(const char *row, int g, bool one_g
 
 /* What makes weights * 2^-kShift of pairs of column g + 8 j. */
 template <class Codec> struct Scaling {
-    uint32_t factor, offset;
+    uint32_t factor = 0x77807780u, offset = Codec::kOffset;
 
     __device__ __forceinline__ void set(const uint4 &scales, int j) {
         const uint32_t scale = permute(word(scales, j / 2), 0, j % 2 ? 0x3232 : 0x1010);
@@ -107,6 +94,8 @@ template <class Codec> struct Scaling {
     }
 };
 
+__device__ inline int log2_group(int group) { return group == 32 ? 5 : group == 64 ? 6 : 7; }
+
 __device__ __forceinline__ float scale_of(const uint4 &scales, int j) {
     return j % 2 ? high_float(word(scales, j / 2)) : low_float(word(scales, j / 2));
 }
@@ -118,9 +107,9 @@ struct Activation {
 
 __device__ __forceinline__ float activate(const Activation &kind, float gate, float up) {
     if (kind.limit == 0)
-        return gate / (1 + __expf(-gate)) * up;
+        return __fdividef(gate, 1 + __expf(-gate)) * up;
     gate = fminf(gate, kind.limit), up = fminf(fmaxf(up, -kind.limit), kind.limit);
-    return (up + 1) * gate / (1 + __expf(-kind.alpha * gate));
+    return (up + 1) * __fdividef(gate, 1 + __expf(-kind.alpha * gate));
 }
 
 /* Values that are float32 or bf16, if any. */

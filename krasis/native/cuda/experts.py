@@ -21,7 +21,7 @@ _combine = Function("krasis_cuda_combine", POINTER, POINTER, POINTER, POINTER, I
 _few = Function(
     "krasis_cuda_experts_few",
     *(POINTER, POINTER, POINTER, POINTER, INT, INT, POINTER, LONG),
-    *(POINTER, POINTER, INT, INT, POINTER, POINTER),
+    *(POINTER, POINTER, INT, INT, POINTER, POINTER, INT),
 )
 
 
@@ -187,7 +187,8 @@ def experts_few(
         raise InputError(f"x {tuple(x.shape)}", expected=f"({tokens}, {form.hidden}), as the result")
     check(h, "h", torch.bfloat16, (tokens * slots, form.size))
     routed = form.address, records, ids, weights, tokens, slots, x, x.stride(0)
-    _few(x.device, *routed, h, out, TYPES[out.dtype], add, scratch.partials, scratch.counters)
+    scratched = scratch.partials, scratch.counters, scratch.blocks
+    _few(x.device, *routed, h, out, TYPES[out.dtype], add, *scratched)
     return out
 
 
