@@ -1,6 +1,6 @@
 /* Products of many rows with a packed matrix, or with an expert's for each run of rows: y = x @ W^T.
  *
- * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 rows by one of them, 64 k at a time. Stages of x
+ * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 or 32 rows by one of them, 64 k at a time. Stages of x
  * (swizzled, for ldmatrix) and of codes and scales (as they are) wait in shared memory; codes become bf16 in registers and
  * are scaled there, which rounds a weight once, to 2^-9 of it.
  */
@@ -13,9 +13,16 @@ constexpr int kMostStages = 4;
 constexpr int kSharedLimit = 99 << 10; // of a block on the smallest of the GPUs
 constexpr int kSuper = 16;             // tiles of rows whose blocks run side by side, so that they share a strip of weights
 
-template <int WarpsM, int WarpsN> struct Shape {
-    static constexpr int kWarpsM = WarpsM, kWarpsN = WarpsN;
-    static constexpr int kThreads = kWarp * WarpsM * WarpsN, kRows = 64 * WarpsM;
+/* Warps of a block along rows and columns, and rows of a warp. */
+template <int WarpsM, int WarpsN, int WarpRows> struct Shape {
+    static constexpr int kWarpsM = WarpsM, kWarpsN = WarpsN, kWarpRows = WarpRows, kSixteens = WarpRows / 16;
+    static constexpr int kThreads = kWarp * WarpsM * WarpsN, kRows = WarpRows * WarpsM;
+
+    using Sums = float[kSixteens][8][4]; // rows x 64 columns of a warp, as mma leaves them
+    static constexpr int kSums = kSixteens * 8 * 4;
+
+    // Which rows of a pair of warps, one with the gate and one with up, a warp turns into the activation.
+    static __device__ constexpr bool activates(int i, bool up) { return (i >= kSixteens / 2) == up; }
 };
 
 struct Gemm {
@@ -147,10 +154,9 @@ template <class Codec, class Shape, bool Gated> struct Loader {
     }
 };
 
-using Accumulator = float[4][8][4]; // 64 rows x 64 columns of a warp, as mma leaves them
-
 template <class Codec, class Shape>
-__device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp_m, int warp_n, Accumulator &sums) {
+__device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp_m, int warp_n,
+                                      typename Shape::Sums &sums) {
     using S = Stages<Codec, Shape>;
     const int lane = threadIdx.x % kWarp;
     const char *codes = stage + S::kX, *scales = codes + S::kCodes;
@@ -164,10 +170,10 @@ __device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp
             for (int j = 0; j < 8; j++)
                 scaling[j].set(found, j);
         }
-        uint32_t x[4][4];
+        uint32_t x[Shape::kSixteens][4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = warp_m * 64 + i * 16 + lane % 16, chunk = level * 2 + lane / 16;
+        for (int i = 0; i < Shape::kSixteens; i++) {
+            const int row = warp_m * Shape::kWarpRows + i * 16 + lane % 16, chunk = level * 2 + lane / 16;
             load_matrix_x4(x[i], stage + row * 128 + (chunk ^ row % 8) * 16);
         }
         uint4 tile[Codec::kVectors];
@@ -184,7 +190,7 @@ __device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp
                 const Scaling<Codec> &s = scaling[2 * w + h];
                 const uint32_t weights[2] = {s.weights(pairs[h]), s.weights(pairs[2 + h])};
 #pragma unroll
-                for (int i = 0; i < 4; i++)
+                for (int i = 0; i < Shape::kSixteens; i++)
                     mma_bf16(sums[i][2 * w + h], x[i], weights);
             }
         }
@@ -214,27 +220,25 @@ __device__ inline void store_pair(const Gemm &p, int64_t row, int column, float 
     }
 }
 
-/* Which rows of a pair of warps, one with the gate and one with up, a warp turns into the activation. */
-__device__ inline bool activates(int i, bool up) { return (i >= 2) == up; }
-
 /* `given`: the pair's shared memory, where each leaves what the other needs. */
+template <class Shape>
 __device__ inline void activate_pair(const Gemm &p, bool up, int tile, float *given, const Values &bias,
-                                     Accumulator &sums) {
+                                     typename Shape::Sums &sums) {
     const int lane = threadIdx.x % kWarp, column = tile * kTileColumns + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < Shape::kSixteens; i++)
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 sums[i][j][c] += value(bias, column + 8 * j + c % 2);
-                if (!activates(i, up))
+                if (!Shape::activates(i, up))
                     given[((i * 8 + j) * 4 + c) * kWarp + lane] = sums[i][j][c];
             }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (!activates(i, up))
+    for (int i = 0; i < Shape::kSixteens; i++) {
+        if (!Shape::activates(i, up))
             continue;
 #pragma unroll
         for (int j = 0; j < 8; j++)
@@ -262,7 +266,7 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
             loader.load(shared + s * S::kBytes, s);
         copy_async_commit();
     }
-    Accumulator sums = {};
+    typename Shape::Sums sums = {};
     int reading = 0, writing = S::kCount - 1;
     for (int step = 0; step < steps; step++) {
         copy_async_wait<S::kCount - 2>();
@@ -290,19 +294,19 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
     if (Gated) {
         copy_async_wait<0>();
         __syncthreads();
-        activate_pair(p, up, tile, (float *)shared + warp / 2 * kWarp * 128, bias, sums);
+        activate_pair<Shape>(p, up, tile, (float *)shared + warp / 2 * kWarp * Shape::kSums, bias, sums);
         bias.at = nullptr;
     }
     if (!there)
         return;
     const int first_column = (tile - up * (p.n / kTileColumns / 2)) * kTileColumns + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (Gated && !activates(i, up))
+    for (int i = 0; i < Shape::kSixteens; i++) {
+        if (Gated && !Shape::activates(i, up))
             continue;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = warp_m * 64 + i * 16 + half * 8 + lane / 4;
+            const int row = warp_m * Shape::kWarpRows + i * 16 + half * 8 + lane / 4;
             if (row >= place.rows)
                 continue;
             const int64_t to = p.scatter ? p.pairs[place.first + row] : place.first + row;
@@ -318,7 +322,7 @@ template <class Codec, class Shape, bool Gated> int run(Gemm p, int64_t tiles, v
     const int columns = p.n / kTileColumns / (Gated ? 2 : 1), each = Gated ? Shape::kWarpsN / 2 : Shape::kWarpsN;
     p.strips = (columns + each - 1) / each;
     const int64_t blocks = (tiles + kSuper - 1) / kSuper * kSuper * p.strips;
-    constexpr int kPairs = Gated ? Shape::kThreads / 2 * 128 * 4 : 0, kStages = Stages<Codec, Shape>::kAll;
+    constexpr int kPairs = Gated ? Shape::kThreads / 2 * Shape::kSums * 4 : 0, kStages = Stages<Codec, Shape>::kAll;
     return launch(gemm<Codec, Shape, Gated>, (unsigned)blocks, Shape::kThreads, kPairs > kStages ? kPairs : kStages,
                   stream, p);
 }

@@ -45,9 +45,10 @@ typedef struct krasis_cuda_product {
 
 /* How blocks of many rows are cut. */
 typedef enum krasis_cuda_tile {
-    KRASIS_TILE_64X256 = 0, /* rows x columns of the matrix */
-    KRASIS_TILE_128X128 = 1,
-    KRASIS_TILE_128X256 = 2
+    KRASIS_TILE_32X256 = 0, /* rows x columns of the matrix */
+    KRASIS_TILE_64X256 = 1,
+    KRASIS_TILE_128X128 = 2,
+    KRASIS_TILE_128X256 = 3
 } krasis_cuda_tile;
 
 /* y[m][all n_out], of y_type (a krasis_type: float32 or bfloat16), rows ldy elements apart. */

@@ -18,8 +18,8 @@ MOST_PRODUCTS = 8
 
 CODECS = {"int4": 0, "int8": 1, "mxfp4": 3}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-Tile = Literal["64x256", "128x128", "128x256"]
-TILES: dict[str, int] = {"64x256": 0, "128x128": 1, "128x256": 2}
+Tile = Literal["32x256", "64x256", "128x128", "128x256"]
+TILES: dict[Tile, int] = {"32x256": 0, "64x256": 1, "128x128": 2, "128x256": 3}
 """Rows x columns of a block of the kernels for many rows."""
 
 _MARLIN = 1
@@ -125,6 +125,13 @@ class Scratch:
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
 
+def tile_for(rows: float) -> Tile:
+    """The tile that wastes least on a matrix, or on each of many, of `rows` rows on average."""
+    if rows <= 32:
+        return "32x256"
+    return "64x256" if rows <= 256 else "128x256"
+
+
 def _multiprocessors(device: torch.device) -> int:
     found = (
         torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _EMULATED_BLOCKS
@@ -132,13 +139,13 @@ def _multiprocessors(device: torch.device) -> int:
     return min(int(found), _MOST_BLOCKS)
 
 
-def linear(products: Products, x: Tensor, out: Tensor, tile: Tile = "128x256") -> Tensor:
+def linear(products: Products, x: Tensor, out: Tensor, tile: Tile | None = None) -> Tensor:
     """x bfloat16 [m, k_in] -> out, float32 or bfloat16 [m, n_out of all products], which is returned.
 
     Rows may lie apart by a multiple of 8; k_in is one too. Weights are rounded to bfloat16 once, sums are float32.
     Raises InputError for other tensors, KrasisError where the library isn't built or refuses.
     """
-    _linear(out.device, *_arguments(products, x, out), TILES[tile])
+    _linear(out.device, *_arguments(products, x, out), TILES[tile or tile_for(len(x))])
     return out
 
 
