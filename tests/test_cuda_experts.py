@@ -15,7 +15,7 @@ from krasis.native.cuda.gemm import Scratch
 
 # h, and outputs of an expert where there are many tokens, are rounded to 2^-9 of themselves, h maybe to its neighbour.
 ROUNDED = {"rtol": 2**-7, "atol": 2**-7}
-TILES = ["32x256", "64x256", "128x128", "128x256"]
+TILES = ["32x256", "64x256", "128x256"]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ template <class Codec, bool Gated> int run_tile(int tile, const Gemm &p, int64_t
         return run<Codec, Shape<1, 4, 32>, Gated>(p, tiles, stream);
     if (tile == KRASIS_TILE_64X256)
         return run<Codec, Shape<1, 4, 64>, Gated>(p, tiles, stream);
-    if (tile == KRASIS_TILE_128X128)
-        return run<Codec, Shape<2, 2, 64>, Gated>(p, tiles, stream);
     return run<Codec, Shape<2, 4, 64>, Gated>(p, tiles, stream);
 }
 

@@ -47,8 +47,7 @@ typedef struct krasis_cuda_product {
 typedef enum krasis_cuda_tile {
     KRASIS_TILE_32X256 = 0, /* rows x columns of the matrix */
     KRASIS_TILE_64X256 = 1,
-    KRASIS_TILE_128X128 = 2,
-    KRASIS_TILE_128X256 = 3
+    KRASIS_TILE_128X256 = 2
 } krasis_cuda_tile;
 
 /* y[m][all n_out], of y_type (a krasis_type: float32 or bfloat16), rows ldy elements apart. */

@@ -18,8 +18,8 @@ MOST_PRODUCTS = 8
 
 CODECS = {"int4": 0, "int8": 1, "mxfp4": 3}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-Tile = Literal["32x256", "64x256", "128x128", "128x256"]
-TILES: dict[Tile, int] = {"32x256": 0, "64x256": 1, "128x128": 2, "128x256": 3}
+Tile = Literal["32x256", "64x256", "128x256"]
+TILES: dict[Tile, int] = {"32x256": 0, "64x256": 1, "128x256": 2}
 """Rows x columns of a block of the kernels for many rows."""
 
 _MARLIN = 1
