@@ -8,7 +8,7 @@ beside a copy on the device (bytes read and written) and over PCIe. Calls are ca
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,7 +56,7 @@ def random_bytes(size: int, device: torch.device | str = CUDA, pinned: bool = Fa
     return found
 
 
-def milliseconds(calls: list[Callable[[], object]], repeats: int) -> float:
+def milliseconds(calls: Sequence[Callable[[], object]], repeats: int) -> float:
     """Of one of the calls, in the median replay of a graph of all of them."""
     for call in calls[:2]:
         call()
@@ -188,8 +188,8 @@ def copies(repeats: int) -> str:
     return f"copy on the device {device:.0f} GB/s, from pinned host memory {pcie:.1f} GB/s"
 
 
-def decode_dense(codecs: list[str], tokens: list[int], repeats: int) -> Iterator[str]:
-    memory, scratch = random_bytes(1 << 30), Scratch(CUDA)
+def decode_dense(codecs: list[str], tokens: list[int], blocks: int, repeats: int) -> Iterator[str]:
+    memory, scratch = random_bytes(1 << 30), Scratch(CUDA, blocks)
     for k, n in [HEAD, *(model.dense for model in MODELS.values()), (4096, 2048)]:
         for codec in codecs:
             matrix = form(codec, k, n)
@@ -206,8 +206,8 @@ def decode_dense(codecs: list[str], tokens: list[int], repeats: int) -> Iterator
             yield f"dense {k}x{n} {codec}: {'  '.join(rates)}"
 
 
-def decode_experts(codecs: list[str], tokens: list[int], pinned: bool, repeats: int) -> Iterator[str]:
-    scratch = Scratch(CUDA)
+def decode_experts(codecs: list[str], tokens: list[int], pinned: bool, blocks: int, repeats: int) -> Iterator[str]:
+    scratch = Scratch(CUDA, blocks)
     for name, model in MODELS.items():
         for codec in codecs:
             layer = experts(model, codec, min(model.experts, 16 * model.chosen if pinned else 128), pinned)
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=("int4", "int8", "mxfp4"), default=["int4", "int8"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[10_000, 1_000], help="of prefill")
     parser.add_argument("--few", nargs="+", type=int, default=[1, 4], help="tokens of decode")
+    parser.add_argument("--blocks", nargs="+", type=int, default=[132, 264], help="that decode splits sums into")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument(
         "--parts", nargs="+", choices=("prefill", "decode", "host"), default=["prefill", "decode", "host"]
@@ -246,14 +247,16 @@ def main() -> None:
                 print(line, flush=True)
             for line in prefill_experts(tokens, codecs, repeats):
                 print(line, flush=True)
-    if "decode" in arguments.parts:
-        for line in decode_dense(codecs, arguments.few, repeats):
-            print(line, flush=True)
-        for line in decode_experts(codecs, arguments.few, False, repeats):
-            print(line, flush=True)
-    if "host" in arguments.parts:
-        for line in decode_experts(codecs, arguments.few[:1], True, repeats):
-            print(line, flush=True)
+    for blocks in arguments.blocks:
+        print(f"k split into {blocks} blocks or more")
+        if "decode" in arguments.parts:
+            for line in decode_dense(codecs, arguments.few, blocks, repeats):
+                print(line, flush=True)
+            for line in decode_experts(codecs, arguments.few, False, blocks, repeats):
+                print(line, flush=True)
+        if "host" in arguments.parts:
+            for line in decode_experts(codecs, arguments.few[:1], True, blocks, repeats):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

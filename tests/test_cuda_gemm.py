@@ -11,7 +11,7 @@ from krasis.native.cuda.gemm import Form, Product, Products, Scratch, linear, li
 from krasis.quant.codec import Quantized
 
 CODECS = ["int4", "int8", "mxfp4"]
-TILES = ["64x256", "128x128", "128x256"]
+TILES = ["32x256", "64x256", "128x256"]
 GROUPS = {"int4": (32, 64, 128), "int8": (32, 64, 128), "mxfp4": (32,)}
 # Sums of float32 in another order, and bfloat16 results, which are rounded to 2^-9 of themselves.
 SUMS = {"rtol": 1e-4, "atol": 1e-4}
@@ -66,6 +66,16 @@ def test_many_rows(codec, tile, m, device):
 
 
 @on_devices
+def test_more_rows_than_blocks_side_by_side(device):
+    form, codes, scales, weight = made("int4", 64, 384, 32, device)
+    x = normal(1100, 64).bfloat16()
+    y = linear(
+        Products([Product(form, codes, scales, 384)]), x.to(device), torch.empty(1100, 384, device=device), "64x256"
+    )
+    close(y, expected_of(rounded(weight), x, 384), **SUMS)
+
+
+@on_devices
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(("k", "n"), [(128, 64), (64, 128), (256, 320), (384, 128)])
 def test_every_group_size(codec, k, n, device):
@@ -90,6 +100,9 @@ def test_few_rows(codec, m, device):
     x, scratch = normal(m, 2048).bfloat16(), Scratch(device)
     products = Products([Product(form, codes, scales, 128)])
     scratch.partials.fill_(float("nan"))
+    for blocks in (1, 3, 132):
+        y = linear_few(products, x.to(device), torch.empty(m, 128, device=device), Scratch(device, blocks))
+        close(y, expected_of(weight, x, 128), **SUMS)
     for dtype, tolerance in ((torch.float32, SUMS), (torch.bfloat16, ROUNDED)):
         y = linear_few(products, x.to(device), torch.empty(m, 128, dtype=dtype, device=device), scratch)
         close(y, expected_of(weight, x, 128), **tolerance)

@@ -69,5 +69,5 @@ inline krasis_status check_experts(const krasis_cuda_experts *e, const void *rec
     return e->bias_type == KRASIS_FLOAT32 || e->bias_type == KRASIS_BFLOAT16 ? KRASIS_OK : KRASIS_ERROR_TYPE;
 }
 
-inline int rows_of_tile(int tile) { return tile == KRASIS_TILE_64X256 ? 64 : 128; }
-inline bool known_tile(int tile) { return tile >= KRASIS_TILE_64X256 && tile <= KRASIS_TILE_128X256; }
+inline int rows_of_tile(int tile) { return tile == KRASIS_TILE_32X256 ? 32 : tile == KRASIS_TILE_64X256 ? 64 : 128; }
+inline bool known_tile(int tile) { return tile >= KRASIS_TILE_32X256 && tile <= KRASIS_TILE_128X256; }

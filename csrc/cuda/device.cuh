@@ -10,7 +10,7 @@
  *     dynamic_shared()                                                  char *, aligned to 128 bytes
  *     bf16, to_float(bf16), to_bf16(float)                              rounded to nearest even
  *     pack_bf16(low, high), low_float(word), high_float(word)           two of them in 32 bits
- *     mul_bf16x2, sub_bf16x2                                            on such words, rounded once
+ *     mul_bf16x2, sub_bf16x2, fma_bf16x2                                on such words, rounded once, with subnormals
  *     fast_exp2(float)                                                  2^x, 0 for denormal results
  *     e4m3_to_float(byte), to_e4m3(float)                               nearest even, saturating at 448
  *     and_or(a, b, c) = (a & b) | c, permute(a, b, selector)            one instruction each: lop3, prmt

@@ -34,6 +34,12 @@ __device__ inline float fast_exp2(float x) {
     return y;
 }
 
+__device__ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    const __nv_bfloat162 d = __hfma2(*reinterpret_cast<__nv_bfloat162 *>(&a), *reinterpret_cast<__nv_bfloat162 *>(&b),
+                                     *reinterpret_cast<__nv_bfloat162 *>(&c));
+    return *reinterpret_cast<const uint32_t *>(&d);
+}
+
 __device__ inline float e4m3_to_float(uint8_t x) {
     __nv_fp8_e4m3 value;
     value.__x = x;

@@ -52,7 +52,7 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
     float sums[4][4] = {};
     char *x = dynamic_shared() + warp * 2 * p.rows.m * Strip<Codec>::kRowBytes;
     sum_batches(strip, p.rows, first + warp, last, warps, x, sums);
-    float *all = add_warps(sums, p.rows.m, 1);
+    float *all = add_warps(sums, Codec::kShift, p.rows.m, 1);
     const int count = p.rows.m * kTileColumns;
     if (!add_splits(all, count, blockIdx.x, blockIdx.y, gridDim.y, p.partials, p.counters))
         return;
@@ -97,7 +97,7 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
     const int last = split_start(strip.batches(), blockIdx.z + 1, gridDim.z);
     float sums[4][4] = {};
     sum_batches(strip, rows, first + warp % half, last, half, dynamic_shared() + warp * 2 * Strip<Codec>::kRowBytes, sums);
-    float *all = add_warps(sums, 1, 2);
+    float *all = add_warps(sums, Codec::kShift, 1, 2);
     const int unit = pair * gridDim.x + blockIdx.x;
     if (!add_splits(all, 2 * kTileColumns, unit, blockIdx.z, gridDim.z, p.partials, p.counters))
         return;
@@ -123,7 +123,7 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
         sum_batches(strip, rows, warp, strip.batches(), blockDim.x / kWarp,
                     dynamic_shared() + warp * 2 * Strip<Codec>::kRowBytes, sums);
     }
-    float *all = add_warps(sums, 1, 1);
+    float *all = add_warps(sums, Codec::kShift, 1, 1);
     const int column = tile * kTileColumns + threadIdx.x;
     if (threadIdx.x < kTileColumns)
         all[threadIdx.x] = record ? p.weights[pair] * (all[threadIdx.x] + value(p.bias(record, e.b2), column)) : 0;
@@ -133,40 +133,44 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
         store(p.out, token, column, all[threadIdx.x]);
 }
 
+// Fewer than twice as many have sums of 8 x 64 in the partials.
+constexpr int kMostBlocks = KRASIS_CUDA_PARTIALS / (2 * 8 * kTileColumns);
+
 struct Cut {
     int warps, splits;
 };
 
-// Two blocks for each of 132 multiprocessors, as long as every warp has a batch.
-constexpr int kWantedBlocks = 264;
-
-/* How `blocks` blocks, whose warps walk `batches` in `runs` runs, are cut so that there are enough of them. */
-Cut cut(int64_t blocks, int batches, int runs) {
+/* How `blocks` blocks, whose warps walk `batches` of k in each of `runs` runs, become `wanted` ones or more: k is split, as
+ * long as every warp has a batch, and then warps are spread. */
+Cut cut(int64_t blocks, int batches, int runs, int wanted) {
     Cut found{kMostWarps, 1};
-    const auto halves = [&](int warps) { return batches * runs >= 2 * found.splits * warps; };
-    while (blocks * found.splits < kWantedBlocks && halves(found.warps))
-        found.splits *= 2;
-    while (found.warps > 2 && found.warps > runs && batches * runs <= found.splits * found.warps / 2)
+    while (found.warps > 2 && batches * runs <= found.warps / 2)
         found.warps /= 2;
-    if (found.warps == kMostWarps && blocks * found.splits < kWantedBlocks && halves(kMostWarps / 2))
-        found.warps /= 2, found.splits *= 2;
+    while (blocks * found.splits < wanted) {
+        if (batches * runs < 2 * found.splits * found.warps) {
+            if (found.warps <= 4)
+                break;
+            found.warps /= 2;
+        }
+        found.splits *= 2;
+    }
     return found;
 }
 
-template <class Codec> int run_linear(const Linear &p, void *stream) {
+template <class Codec> int run_linear(const Linear &p, int wanted, void *stream) {
     const Dense &last = p.matrices[p.count - 1];
     const int64_t tiles = last.first_tile + last.n / kTileColumns;
     int batches = 0;
     for (int i = 0; i < p.count; i++)
         batches = max(batches, p.matrices[i].k / Strip<Codec>::kBatch);
-    const Cut found = cut(tiles, batches, 1);
+    const Cut found = cut(tiles, batches, 1, wanted);
     return launch(linear<Codec>, dim3(tiles, found.splits), found.warps * kWarp,
                   shared_few<Codec>(p.rows.m, found.warps), stream, p);
 }
 
-template <class Codec> int run_up(const Routed &p, int tokens, void *stream) {
+template <class Codec> int run_up(const Routed &p, int tokens, int wanted, void *stream) {
     const int tiles = p.experts.size / kTileColumns;
-    const Cut found = cut((int64_t)tokens * p.slots * tiles, p.experts.k13 / Strip<Codec>::kBatch, 2);
+    const Cut found = cut((int64_t)tokens * p.slots * tiles, p.experts.k13 / Strip<Codec>::kBatch, 2, wanted);
     return launch(up<Codec>, dim3(tiles, tokens * p.slots, found.splits), found.warps * kWarp,
                   shared_few<Codec>(1, found.warps) + kTileColumns * 4, stream, p);
 }
@@ -174,7 +178,7 @@ template <class Codec> int run_up(const Routed &p, int tokens, void *stream) {
 template <class Codec> int run_down(const Routed &p, int tokens, void *stream) {
     const int tiles = p.experts.n2 / kTileColumns;
     // Slots split the sum already.
-    const Cut found = cut(kWantedBlocks, p.experts.size / Strip<Codec>::kBatch, 1);
+    const Cut found = cut(1, p.experts.size / Strip<Codec>::kBatch, 1, 1);
     return launch(down<Codec>, dim3(tiles, p.slots, tokens), found.warps * kWarp, shared_few<Codec>(1, found.warps),
                   stream, p);
 }
@@ -187,7 +191,7 @@ template <class F> int for_codec(int codec, const F &call) {
 
 extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
                                       int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
-                                      int32_t *counters, void *stream) {
+                                      int32_t *counters, int blocks, void *stream) {
     if (const int status = check_rows(x, m, ldx, k_in))
         return status;
     if (const int status = check_output(y, y_type))
@@ -196,7 +200,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
         return status;
     if (!partials || !counters)
         return KRASIS_ERROR_NULL;
-    if (m > kFewRows)
+    if (m > kFewRows || blocks > kMostBlocks)
         return KRASIS_ERROR_SHAPE;
     for (const int codec : {KRASIS_INT4, KRASIS_INT8, KRASIS_MXFP4}) {
         Linear p = {};
@@ -214,7 +218,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
             column += n_out;
         }
         const int status = !p.count ? KRASIS_OK : for_codec(codec, [&](auto of) {
-            return run_linear<decltype(of)>(p, stream);
+            return run_linear<decltype(of)>(p, blocks, stream);
         });
         if (status)
             return status;
@@ -225,7 +229,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
 extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *ids,
                                        const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
                                        uint16_t *h, void *out, int out_type, int add, float *partials,
-                                       int32_t *counters, void *stream) {
+                                       int32_t *counters, int blocks, void *stream) {
     if (const int status = check_experts(experts, records, tokens, slots))
         return status;
     if (const int status = check_rows(x, tokens, ldx, experts->hidden))
@@ -236,11 +240,11 @@ extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const
         return KRASIS_ERROR_NULL;
     if (!aligned(h))
         return KRASIS_ERROR_ALIGNMENT;
-    if (tokens > kFewRows || (int64_t)tokens * slots * experts->n2 > KRASIS_CUDA_PARTIALS)
+    if (tokens > kFewRows || blocks > kMostBlocks || (int64_t)tokens * slots * experts->n2 > KRASIS_CUDA_PARTIALS)
         return KRASIS_ERROR_SHAPE;
     const Routed p{*experts, records, ids, weights, slots, (const bf16 *)x, ldx, (bf16 *)h,
                    {out, experts->hidden, out_type == KRASIS_FLOAT32, add}, partials, counters};
-    if (const int status = for_codec(experts->codec13, [&](auto of) { return run_up<decltype(of)>(p, tokens, stream); }))
+    if (const int status = for_codec(experts->codec13, [&](auto of) { return run_up<decltype(of)>(p, tokens, blocks, stream); }))
         return status;
     return for_codec(experts->codec2, [&](auto of) { return run_down<decltype(of)>(p, tokens, stream); });
 }

@@ -19,11 +19,15 @@ template <class Codec> struct Strip {
     static constexpr int kRowBytes = kBatch * 2 + 16; // of x in shared memory: 16 more, for eight rows in all banks
 
     const char *codes, *scales;
-    int k, tiles, group;
+    int64_t pitch, scale_pitch; // bytes of a row of tiles
+    int k, group_bits;
+    bool one_group;
 
     __device__ Strip(const void *codes, const void *scales, int k, int n, int group, int tile)
         : codes((const char *)codes + (int64_t)tile * kTileBytes),
-          scales((const char *)scales + (int64_t)tile * kTileScales), k(k), tiles(n / kTileColumns), group(group) {}
+          scales((const char *)scales + (int64_t)tile * kTileScales), pitch((int64_t)n / kTileColumns * kTileBytes),
+          scale_pitch((int64_t)n / kTileColumns * kTileScales), k(k), group_bits(log2_group(group)),
+          one_group(group == k) {}
 
     __device__ int batches() const { return (k + kBatch - 1) / kBatch; }
 };
@@ -40,17 +44,16 @@ template <class Codec> struct Batch {
 
     __device__ void load(const Strip<Codec> &strip, const Rows &rows, int number, char *x) {
         using S = Strip<Codec>;
-        const int lane = threadIdx.x % kWarp, first = number * S::kLevels, last = strip.k / kTileDepth;
+        const int lane = threadIdx.x % kWarp, k = number * S::kBatch;
+        const char *at = strip.codes + number * S::kLevels * strip.pitch + lane * Codec::kVectors * 16;
 #pragma unroll
         for (int level = 0; level < S::kLevels; level++)
 #pragma unroll
-            for (int v = 0; v < Codec::kVectors; v++) {
-                const char *at = strip.codes + (int64_t)(first + level) * strip.tiles * S::kTileBytes;
-                codes[level][v] = first + level < last ? load_fixed(at + (lane * Codec::kVectors + v) * 16) : uint4{};
-            }
-        const int k = number * S::kBatch, row = min(k / strip.group + lane % 4, strip.k / strip.group - 1);
-        scales = Codec::scales(strip.scales + (int64_t)row * strip.tiles * S::kTileScales, lane / 4,
-                               strip.group == strip.k);
+            for (int v = 0; v < Codec::kVectors; v++)
+                codes[level][v] =
+                    k + level * kTileDepth < strip.k ? load_fixed(at + level * strip.pitch + v * 16) : uint4{};
+        const int row = min((k >> strip.group_bits) + lane % 4, (strip.k >> strip.group_bits) - 1);
+        scales = Codec::scales(strip.scales + row * strip.scale_pitch, lane / 4, strip.one_group);
         constexpr int kChunks = S::kBatch / 8;
         for (int i = lane; i < rows.m * kChunks; i += kWarp) {
             const int row_of_x = i / kChunks, at = k + i % kChunks * 8;
@@ -63,7 +66,8 @@ template <class Codec> struct Batch {
 
     __device__ void multiply(const Strip<Codec> &strip, const Rows &rows, const char *x, float (&sums)[4][4]) const {
         using S = Strip<Codec>;
-        const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, levels = strip.group / kTileDepth;
+        const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, group_bits = strip.group_bits - 4;
+        const Scaling<Codec> exact;
         float group[4][4] = {};
 #pragma unroll
         for (int level = 0; level < S::kLevels; level++) {
@@ -76,10 +80,13 @@ template <class Codec> struct Batch {
             for (int w = 0; w < 4; w++) {
                 uint32_t a[4];
                 Codec::fragment(codes[level], w, a);
+#pragma unroll
+                for (uint32_t &pair : a)
+                    pair = exact.weights(pair);
                 mma_bf16(group[w], a, b);
             }
-            if ((level + 1) % levels == 0 || level == S::kLevels - 1)
-                add_group(level / levels, group, sums);
+            if (level == S::kLevels - 1 || (level % 2 && ((level + 1) & ((1 << group_bits) - 1)) == 0))
+                add_group(level >> group_bits, group, sums);
         }
     }
 
@@ -127,9 +134,9 @@ template <class Codec> constexpr int shared_few(int m, int warps) {
     return x > sums ? x : sums;
 }
 
-/* Adds what the block's warps have, in order of warps: m x 64 sums for each of `parts` equal runs of warps, in shared
+/* Adds what the block's warps have, times 2^shift, in order of warps: m x 64 sums for each of `parts` equal runs of warps, in shared
  * memory behind those of the warps. All threads must call. */
-__device__ inline float *add_warps(const float (&sums)[4][4], int m, int parts) {
+__device__ inline float *add_warps(const float (&sums)[4][4], int shift, int m, int parts) {
     const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int each = warps / parts, count = m * kTileColumns;
     float *shared = (float *)dynamic_shared(), *all = shared + warps * count;
@@ -140,7 +147,7 @@ __device__ inline float *add_warps(const float (&sums)[4][4], int m, int parts) 
         for (int c = 0; c < 4; c++) {
             const int row = lane % 4 * 2 + c % 2, column = 16 * w + lane / 4 + c / 2 * 8;
             if (row < m)
-                shared[warp * count + row * kTileColumns + column] = sums[w][c];
+                shared[warp * count + row * kTileColumns + column] = sums[w][c] * (1 << shift);
         }
     __syncthreads();
     for (int i = threadIdx.x; i < parts * count; i += blockDim.x) {

@@ -5,16 +5,12 @@
 
 namespace {
 
-using Rows64 = Shape<1, 4>;
-using Square = Shape<2, 2>;
-using Wide = Shape<2, 4>;
-
 template <class Codec, bool Gated> int run_tile(int tile, const Gemm &p, int64_t tiles, void *stream) {
+    if (tile == KRASIS_TILE_32X256)
+        return run<Codec, Shape<1, 4, 32>, Gated>(p, tiles, stream);
     if (tile == KRASIS_TILE_64X256)
-        return run<Codec, Rows64, Gated>(p, tiles, stream);
-    if (tile == KRASIS_TILE_128X128)
-        return run<Codec, Square, Gated>(p, tiles, stream);
-    return run<Codec, Wide, Gated>(p, tiles, stream);
+        return run<Codec, Shape<1, 4, 64>, Gated>(p, tiles, stream);
+    return run<Codec, Shape<2, 4, 64>, Gated>(p, tiles, stream);
 }
 
 template <bool Gated> int run_codec(int codec, int tile, const Gemm &p, int64_t tiles, void *stream) {

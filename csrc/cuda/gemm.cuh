@@ -1,6 +1,6 @@
 /* Products of many rows with a packed matrix, or with an expert's for each run of rows: y = x @ W^T.
  *
- * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 rows by one of them, 64 k at a time. Stages of x
+ * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 or 32 rows by one of them, 64 k at a time. Stages of x
  * (swizzled, for ldmatrix) and of codes and scales (as they are) wait in shared memory; codes become bf16 in registers and
  * are scaled there, which rounds a weight once, to 2^-9 of it.
  */
@@ -13,9 +13,16 @@ constexpr int kMostStages = 4;
 constexpr int kSharedLimit = 99 << 10; // of a block on the smallest of the GPUs
 constexpr int kSuper = 16;             // tiles of rows whose blocks run side by side, so that they share a strip of weights
 
-template <int WarpsM, int WarpsN> struct Shape {
-    static constexpr int kWarpsM = WarpsM, kWarpsN = WarpsN;
-    static constexpr int kThreads = kWarp * WarpsM * WarpsN, kRows = 64 * WarpsM;
+/* Warps of a block along rows and columns, and rows of a warp. */
+template <int WarpsM, int WarpsN, int WarpRows> struct Shape {
+    static constexpr int kWarpsM = WarpsM, kWarpsN = WarpsN, kWarpRows = WarpRows, kSixteens = WarpRows / 16;
+    static constexpr int kThreads = kWarp * WarpsM * WarpsN, kRows = WarpRows * WarpsM;
+
+    using Sums = float[kSixteens][8][4]; // rows x 64 columns of a warp, as mma leaves them
+    static constexpr int kSums = kSixteens * 8 * 4;
+
+    // Which rows of a pair of warps, one with the gate and one with up, a warp turns into the activation.
+    static __device__ constexpr bool activates(int i, bool up) { return (i >= kSixteens / 2) == up; }
 };
 
 struct Gemm {
@@ -78,21 +85,38 @@ template <int Vectors> __device__ inline int spread(int chunk) {
     return Vectors == 1 ? chunk : chunk ^ (chunk >> 3 & 1);
 }
 
+/* What a thread copies: called for the steps 0, 1, ... in order. */
 template <class Codec, class Shape, bool Gated> struct Loader {
     using S = Stages<Codec, Shape>;
     static constexpr int kRowStep = Shape::kThreads / 8, kRowsEach = Shape::kRows / kRowStep;
-    static constexpr int kChunks = 32 * Codec::kVectors, kCodesEach = kLevels * kChunks / (kWarp * Shape::kWarpsM);
     static constexpr int kScaleChunks = S::kTileScales / 16;
+    static_assert(2 * Shape::kWarpsN * kScaleChunks <= Shape::kThreads);
 
-    const Gemm &p;
+    const bf16 *x;
     const char *codes, *scales;
-    int strip;
-    uint32_t rows[kRowsEach]; // of x, in units of 16 bytes
-    uint32_t valid = 0;
+    int64_t pitch, scale_pitch; // bytes of a row of tiles
+    int k, k_in, group_bits;
+    bool has_codes, has_scales, copies_scales;
+    uint32_t rows[kRowsEach], valid = 0; // of x, in units of 16 bytes
 
-    __device__ Loader(const Gemm &p, const Place &place) : p(p), strip(place.strip) {
+    __device__ Loader(const Gemm &p, const Place &place) {
         const int64_t record = p.table ? p.table[place.expert] : 0;
-        codes = (const char *)(record + p.codes), scales = (const char *)(record + p.scales);
+        const int all = p.n / kTileColumns, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+        pitch = (int64_t)all * S::kTileBytes, scale_pitch = (int64_t)all * S::kTileScales;
+        k_in = p.k_in, group_bits = log2_group(p.group);
+
+        const int tile = column_tile<Gated, Shape::kWarpsN>(p, place.strip, warp % Shape::kWarpsN);
+        has_codes = tile < all;
+        codes = (const char *)(record + p.codes) + (has_codes ? tile : 0) * (int64_t)S::kTileBytes +
+                warp / Shape::kWarpsN * pitch + lane * 16;
+
+        const int run = threadIdx.x / kScaleChunks, half = run / Shape::kWarpsN;
+        const int scale_tile = column_tile<Gated, Shape::kWarpsN>(p, place.strip, run % Shape::kWarpsN);
+        copies_scales = half < (p.group < kDepth ? 2 : 1), has_scales = scale_tile < all;
+        scales = (const char *)(record + p.scales) + (has_scales ? scale_tile : 0) * (int64_t)S::kTileScales +
+                 threadIdx.x % kScaleChunks * 16 + half * scale_pitch;
+
+        k = 8 * (threadIdx.x % 8), x = p.x + k;
 #pragma unroll
         for (int i = 0; i < kRowsEach; i++) {
             const int row = threadIdx.x / 8 + i * kRowStep;
@@ -103,57 +127,40 @@ template <class Codec, class Shape, bool Gated> struct Loader {
         }
     }
 
-    __device__ void load(char *stage, int step) const {
-        load_x(stage, step);
-        load_codes(stage + S::kX, step);
-        load_scales(stage + S::kX + S::kCodes, step);
-    }
-
-    __device__ void load_x(char *stage, int step) const {
-        const int chunk = threadIdx.x % 8, k = step * kDepth + 8 * chunk;
-        const bool inside = k < p.k_in;
+    __device__ void load(char *stage, int step) {
+        const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+        const bool inside = k < k_in;
 #pragma unroll
         for (int i = 0; i < kRowsEach; i++) {
             const int row = threadIdx.x / 8 + i * kRowStep;
-            const bf16 *from = p.x + 8 * (int64_t)rows[i] + (inside ? k : 0);
-            copy_async(stage + row * 128 + (chunk ^ row % 8) * 16, from, inside && valid >> i & 1);
+            copy_async(stage + row * 128 + (threadIdx.x % 8 ^ row % 8) * 16, x + 8 * (int64_t)rows[i],
+                       inside && valid >> i & 1);
         }
-    }
+        x += inside ? kDepth : 0, k += kDepth;
 
-    __device__ void load_codes(char *stage, int step) const {
-        const int all = p.n / kTileColumns;
 #pragma unroll
-        for (int i = 0; i < kCodesEach; i++) {
-            const int at = threadIdx.x + i * Shape::kThreads, chunk = at % kChunks, warp = at / kChunks % Shape::kWarpsN;
-            const int level = at / (kChunks * Shape::kWarpsN), tile = column_tile<Gated, Shape::kWarpsN>(p, strip, warp);
-            const bool there = tile < all;
-            const int64_t from = ((int64_t)(step * kLevels + level) * all + (there ? tile : 0)) * S::kTileBytes;
-            copy_async(stage + (level * Shape::kWarpsN + warp) * S::kTileBytes + spread<Codec::kVectors>(chunk) * 16,
-                       codes + from + chunk * 16, there);
+        for (int i = 0; i < kLevels / Shape::kWarpsM; i++) {
+            const int level = warp / Shape::kWarpsN + i * Shape::kWarpsM, slot = level * Shape::kWarpsN + warp % Shape::kWarpsN;
+#pragma unroll
+            for (int v = 0; v < Codec::kVectors; v++)
+                copy_async(stage + S::kX + slot * S::kTileBytes + spread<Codec::kVectors>(v * kWarp + lane) * 16,
+                           codes + i * Shape::kWarpsM * pitch + v * kWarp * 16, has_codes);
         }
-    }
+        codes += kLevels * pitch;
 
-    __device__ void load_scales(char *stage, int step) const {
-        const int all = p.n / kTileColumns, count = (p.group < kDepth ? 2 : 1) * Shape::kWarpsN * kScaleChunks;
-        for (int at = threadIdx.x; at < count; at += Shape::kThreads) {
-            const int chunk = at % kScaleChunks, warp = at / kScaleChunks % Shape::kWarpsN;
-            const int half = at / (kScaleChunks * Shape::kWarpsN), row = (step * kDepth + half * kDepth / 2) / p.group;
-            const int tile = column_tile<Gated, Shape::kWarpsN>(p, strip, warp);
-            const bool there = tile < all;
-            copy_async(stage + at * 16, scales + ((int64_t)row * all + (there ? tile : 0)) * S::kTileScales + chunk * 16,
-                       there);
-        }
+        if (copies_scales)
+            copy_async(stage + S::kX + S::kCodes + threadIdx.x * 16,
+                       scales + (step * kDepth >> group_bits) * scale_pitch, has_scales);
     }
 };
 
-using Accumulator = float[4][8][4]; // 64 rows x 64 columns of a warp, as mma leaves them
-
 template <class Codec, class Shape>
-__device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp_m, int warp_n, Accumulator &sums) {
+__device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp_m, int warp_n,
+                                      typename Shape::Sums &sums) {
     using S = Stages<Codec, Shape>;
     const int lane = threadIdx.x % kWarp;
     const char *codes = stage + S::kX, *scales = codes + S::kCodes;
-    uint32_t scale[8];
+    Scaling<Codec> scaling[8];
 #pragma unroll
     for (int level = 0; level < kLevels; level++) {
         if (level == 0 || (level == kLevels / 2 && p.group < kDepth)) {
@@ -161,12 +168,12 @@ __device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp
             const uint4 found = Codec::scales(row, lane / 4, p.group == p.k);
 #pragma unroll
             for (int j = 0; j < 8; j++)
-                scale[j] = scale_pair(found, j);
+                scaling[j].set(found, j);
         }
-        uint32_t x[4][4];
+        uint32_t x[Shape::kSixteens][4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = warp_m * 64 + i * 16 + lane % 16, chunk = level * 2 + lane / 16;
+        for (int i = 0; i < Shape::kSixteens; i++) {
+            const int row = warp_m * Shape::kWarpRows + i * 16 + lane % 16, chunk = level * 2 + lane / 16;
             load_matrix_x4(x[i], stage + row * 128 + (chunk ^ row % 8) * 16);
         }
         uint4 tile[Codec::kVectors];
@@ -176,14 +183,14 @@ __device__ inline void multiply_stage(const Gemm &p, const char *stage, int warp
                                                        spread<Codec::kVectors>(lane * Codec::kVectors + v) * 16);
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            uint32_t numbers[4];
-            Codec::fragment(tile, w, numbers);
+            uint32_t pairs[4];
+            Codec::fragment(tile, w, pairs);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const uint32_t s = scale[2 * w + h];
-                const uint32_t weights[2] = {mul_bf16x2(numbers[h], s), mul_bf16x2(numbers[2 + h], s)};
+                const Scaling<Codec> &s = scaling[2 * w + h];
+                const uint32_t weights[2] = {s.weights(pairs[h]), s.weights(pairs[2 + h])};
 #pragma unroll
-                for (int i = 0; i < 4; i++)
+                for (int i = 0; i < Shape::kSixteens; i++)
                     mma_bf16(sums[i][2 * w + h], x[i], weights);
             }
         }
@@ -213,30 +220,34 @@ __device__ inline void store_pair(const Gemm &p, int64_t row, int column, float 
     }
 }
 
-/* Turns a pair of warps' gate and up into the activation, in the gate's warp. `given`: shared memory of the pair. */
-__device__ inline void activate_pairs(const Gemm &p, int warp_n, int tile, float *given, const Values &bias,
-                                      Accumulator &sums) {
+/* `given`: the pair's shared memory, where each leaves what the other needs. */
+template <class Shape>
+__device__ inline void activate_pair(const Gemm &p, bool up, int tile, float *given, const Values &bias,
+                                     typename Shape::Sums &sums) {
     const int lane = threadIdx.x % kWarp, column = tile * kTileColumns + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < Shape::kSixteens; i++)
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 sums[i][j][c] += value(bias, column + 8 * j + c % 2);
-                if (warp_n % 2)
+                if (!Shape::activates(i, up))
                     given[((i * 8 + j) * 4 + c) * kWarp + lane] = sums[i][j][c];
             }
     __syncthreads();
-    if (warp_n % 2)
-        return;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < Shape::kSixteens; i++) {
+        if (!Shape::activates(i, up))
+            continue;
 #pragma unroll
         for (int j = 0; j < 8; j++)
 #pragma unroll
-            for (int c = 0; c < 4; c++)
-                sums[i][j][c] = activate(p.activation, sums[i][j][c], given[((i * 8 + j) * 4 + c) * kWarp + lane]);
+            for (int c = 0; c < 4; c++) {
+                const float mine = sums[i][j][c], other = given[((i * 8 + j) * 4 + c) * kWarp + lane];
+                sums[i][j][c] = activate(p.activation, up ? other : mine, up ? mine : other);
+            }
+    }
 }
 
 template <class Codec, class Shape, bool Gated>
@@ -246,7 +257,7 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
     if (!find_place(p, Shape::kRows, place))
         return;
     char *shared = dynamic_shared();
-    const Loader<Codec, Shape, Gated> loader(p, place);
+    Loader<Codec, Shape, Gated> loader(p, place);
     const int warp = threadIdx.x / kWarp, warp_m = warp / Shape::kWarpsN, warp_n = warp % Shape::kWarpsN;
     const int steps = p.k / kDepth;
 #pragma unroll
@@ -255,7 +266,7 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
             loader.load(shared + s * S::kBytes, s);
         copy_async_commit();
     }
-    Accumulator sums = {};
+    typename Shape::Sums sums = {};
     int reading = 0, writing = S::kCount - 1;
     for (int step = 0; step < steps; step++) {
         copy_async_wait<S::kCount - 2>();
@@ -268,34 +279,42 @@ __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) vo
         writing = writing + 1 == S::kCount ? 0 : writing + 1;
     }
 
+#pragma unroll
+    for (auto &i : sums)
+#pragma unroll
+        for (auto &j : i)
+#pragma unroll
+            for (float &sum : j)
+                sum *= 1 << Codec::kShift;
+
     const int tile = column_tile<Gated, Shape::kWarpsN>(p, place.strip, warp_n), lane = threadIdx.x % kWarp;
-    const bool there = tile < p.n / kTileColumns;
+    const bool there = tile < p.n / kTileColumns, up = Gated && warp_n % 2;
     const int64_t record = p.table ? p.table[place.expert] : 0;
-    const Values bias{p.biased && there ? (const void *)(record + p.bias) : nullptr, p.bias_bf16};
+    Values bias{p.biased && there ? (const void *)(record + p.bias) : nullptr, p.bias_bf16};
     if (Gated) {
         copy_async_wait<0>();
         __syncthreads();
-        const int pair = warp_m * (Shape::kWarpsN / 2) + warp_n / 2;
-        activate_pairs(p, warp_n, tile, (float *)shared + pair * kWarp * 128, bias, sums);
-        if (warp_n % 2)
-            return;
+        activate_pair<Shape>(p, up, tile, (float *)shared + warp / 2 * kWarp * Shape::kSums, bias, sums);
+        bias.at = nullptr;
     }
     if (!there)
         return;
-    const Values added = Gated ? Values{nullptr, 0} : bias;
+    const int first_column = (tile - up * (p.n / kTileColumns / 2)) * kTileColumns + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < Shape::kSixteens; i++) {
+        if (Gated && !Shape::activates(i, up))
+            continue;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = warp_m * 64 + i * 16 + half * 8 + lane / 4;
+            const int row = warp_m * Shape::kWarpRows + i * 16 + half * 8 + lane / 4;
             if (row >= place.rows)
                 continue;
             const int64_t to = p.scatter ? p.pairs[place.first + row] : place.first + row;
 #pragma unroll
             for (int j = 0; j < 8; j++)
-                store_pair(p, to, tile * kTileColumns + 8 * j + lane % 4 * 2, sums[i][j][2 * half],
-                           sums[i][j][2 * half + 1], added);
+                store_pair(p, to, first_column + 8 * j, sums[i][j][2 * half], sums[i][j][2 * half + 1], bias);
         }
+    }
 }
 
 /* Launches for `tiles` tiles of rows at most. */
@@ -303,7 +322,7 @@ template <class Codec, class Shape, bool Gated> int run(Gemm p, int64_t tiles, v
     const int columns = p.n / kTileColumns / (Gated ? 2 : 1), each = Gated ? Shape::kWarpsN / 2 : Shape::kWarpsN;
     p.strips = (columns + each - 1) / each;
     const int64_t blocks = (tiles + kSuper - 1) / kSuper * kSuper * p.strips;
-    constexpr int kPairs = Gated ? Shape::kThreads / 2 * 128 * 4 : 0, kStages = Stages<Codec, Shape>::kAll;
+    constexpr int kPairs = Gated ? Shape::kThreads / 2 * Shape::kSums * 4 : 0, kStages = Stages<Codec, Shape>::kAll;
     return launch(gemm<Codec, Shape, Gated>, (unsigned)blocks, Shape::kThreads, kPairs > kStages ? kPairs : kStages,
                   stream, p);
 }

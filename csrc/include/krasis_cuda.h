@@ -45,8 +45,8 @@ typedef struct krasis_cuda_product {
 
 /* How blocks of many rows are cut. */
 typedef enum krasis_cuda_tile {
-    KRASIS_TILE_64X256 = 0, /* rows x columns of the matrix */
-    KRASIS_TILE_128X128 = 1,
+    KRASIS_TILE_32X256 = 0, /* rows x columns of the matrix */
+    KRASIS_TILE_64X256 = 1,
     KRASIS_TILE_128X256 = 2
 } krasis_cuda_tile;
 
@@ -57,14 +57,15 @@ KRASIS_API int krasis_cuda_linear(const krasis_cuda_product *products, int count
 #define KRASIS_CUDA_MOST_FEW 8
 
 /* Kernels for few rows pass sums from block to block in `partials`, float32 [KRASIS_CUDA_PARTIALS], and `counters`, int32
- * [KRASIS_CUDA_COUNTERS] that are 0 before and after. */
+ * [KRASIS_CUDA_COUNTERS] that are 0 before and after. They split sums until there are `blocks` blocks, at most 1024: those
+ * of the device's multiprocessors, say. */
 #define KRASIS_CUDA_PARTIALS (1 << 20)
 #define KRASIS_CUDA_COUNTERS (1 << 14)
 
 /* The same for at most KRASIS_CUDA_MOST_FEW rows. */
 KRASIS_API int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
                                       int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
-                                      int32_t *counters, void *stream);
+                                      int32_t *counters, int blocks, void *stream);
 
 /* The experts of a layer, whose records are alike: w13 [hidden -> 2 * size] is gate over up, w2 [size -> hidden]. */
 typedef struct krasis_cuda_experts {
@@ -108,7 +109,7 @@ KRASIS_API int krasis_cuda_combine(const uint16_t *y, const int32_t *ids, const 
 KRASIS_API int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *ids,
                                        const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
                                        uint16_t *h, void *out, int out_type, int add, float *partials,
-                                       int32_t *counters, void *stream);
+                                       int32_t *counters, int blocks, void *stream);
 
 /* Of a mailbox, in device memory, zeroed at first: what its kernels tell each other. */
 typedef struct krasis_mailbox_state {

@@ -166,6 +166,12 @@ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
 
 inline float fast_exp2(float x) { return std::exp2(x); }
 
+// Exact in float32 before it is rounded, as long as the sum of two products of bf16's eight bits is.
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    return pack_bf16(std::fma(low_float(a), low_float(b), low_float(c)),
+                     std::fma(high_float(a), high_float(b), high_float(c)));
+}
+
 inline float e4m3_to_float(uint8_t x) {
     const int exponent = x >> 3 & 15, mantissa = x & 7;
     if (exponent == 15 && mantissa == 7)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cuda.gemm import CODECS, TILES, TYPES, Form, Scratch, Tile, check, check_rows
+from krasis.native.cuda.gemm import CODECS, TILES, TYPES, Form, Scratch, Tile, check, check_rows, tile_for
 from krasis.native.cuda.library import INT, LONG, POINTER, Function
 
 _CHUNK = 256
@@ -21,7 +21,7 @@ _combine = Function("krasis_cuda_combine", POINTER, POINTER, POINTER, POINTER, I
 _few = Function(
     "krasis_cuda_experts_few",
     *(POINTER, POINTER, POINTER, POINTER, INT, INT, POINTER, LONG),
-    *(POINTER, POINTER, INT, INT, POINTER, POINTER),
+    *(POINTER, POINTER, INT, INT, POINTER, POINTER, INT),
 )
 
 
@@ -121,9 +121,13 @@ class Batch:
         return form.address, records, self.tiles, self.routes.pairs, tokens, slots, self.count
 
 
-def batch(routes: Routes, experts: Tensor, tile: Tile = "64x256") -> Batch:
-    """`experts` int32 [count], each once, on the device: those whose products are to be computed together."""
+def batch(routes: Routes, experts: Tensor, tile: Tile | None = None) -> Batch:
+    """`experts` int32 [count], each once, on the device: those whose products are to be computed together.
+
+    Without a tile, the one for as many rows an expert as there are on average.
+    """
     check(experts, "experts", torch.int32, (len(experts),))
+    tile = tile or tile_for(routes.ids.numel() / (len(routes.offsets) - 1))
     rows = int(tile.split("x")[0])
     tiles = experts.new_empty(4 * (1 + routes.ids.numel() // rows + len(experts)))
     _tiles(experts.device, routes.offsets, experts, len(experts), TILES[tile], tiles)
@@ -187,7 +191,8 @@ def experts_few(
         raise InputError(f"x {tuple(x.shape)}", expected=f"({tokens}, {form.hidden}), as the result")
     check(h, "h", torch.bfloat16, (tokens * slots, form.size))
     routed = form.address, records, ids, weights, tokens, slots, x, x.stride(0)
-    _few(x.device, *routed, h, out, TYPES[out.dtype], add, scratch.partials, scratch.counters)
+    scratched = scratch.partials, scratch.counters, scratch.blocks
+    _few(x.device, *routed, h, out, TYPES[out.dtype], add, *scratched)
     return out
 
 

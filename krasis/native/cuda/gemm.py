@@ -18,18 +18,19 @@ MOST_PRODUCTS = 8
 
 CODECS = {"int4": 0, "int8": 1, "mxfp4": 3}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-Tile = Literal["64x256", "128x128", "128x256"]
-TILES: dict[str, int] = {"64x256": 0, "128x128": 1, "128x256": 2}
+Tile = Literal["32x256", "64x256", "128x256"]
+TILES: dict[Tile, int] = {"32x256": 0, "64x256": 1, "128x256": 2}
 """Rows x columns of a block of the kernels for many rows."""
 
 _MARLIN = 1
-_PARTIALS, _COUNTERS = 1 << 20, 1 << 14
+_PARTIALS, _COUNTERS, _MOST_BLOCKS = 1 << 20, 1 << 14, 1024
+_EMULATED_BLOCKS = 8
 _BITS = {"int4": 4, "int8": 8, "mxfp4": 4}
 _SCALE_BYTES = {"int4": 2, "int8": 2, "mxfp4": 1}
 
 _linear = Function("krasis_cuda_linear", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT)
 _linear_few = Function(
-    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, POINTER, POINTER
+    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, POINTER, POINTER, INT
 )
 
 
@@ -113,26 +114,44 @@ def _c_product(product: Product) -> _CProduct:
 
 
 class Scratch:
-    """What kernels for few rows pass sums through. One at a time may use it: those of a stream, say. About 4 MiB."""
+    """What kernels for few rows pass sums through. One at a time may use it: those of a stream, say. About 4 MiB.
 
-    def __init__(self, device: torch.device | str) -> None:
+    They split sums until there are `blocks` blocks, 1024 at most; if not told, one for each multiprocessor.
+    """
+
+    def __init__(self, device: torch.device | str, blocks: int | None = None) -> None:
+        self.blocks = blocks or _multiprocessors(torch.device(device))
         self.partials = torch.empty(_PARTIALS, dtype=torch.float32, device=device)
         self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
 
-def linear(products: Products, x: Tensor, out: Tensor, tile: Tile = "128x256") -> Tensor:
+def tile_for(rows: float) -> Tile:
+    """The tile that wastes least on a matrix, or on each of many, of `rows` rows on average."""
+    if rows <= 32:
+        return "32x256"
+    return "64x256" if rows <= 256 else "128x256"
+
+
+def _multiprocessors(device: torch.device) -> int:
+    found = (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _EMULATED_BLOCKS
+    )
+    return min(int(found), _MOST_BLOCKS)
+
+
+def linear(products: Products, x: Tensor, out: Tensor, tile: Tile | None = None) -> Tensor:
     """x bfloat16 [m, k_in] -> out, float32 or bfloat16 [m, n_out of all products], which is returned.
 
     Rows may lie apart by a multiple of 8; k_in is one too. Weights are rounded to bfloat16 once, sums are float32.
     Raises InputError for other tensors, KrasisError where the library isn't built or refuses.
     """
-    _linear(out.device, *_arguments(products, x, out), TILES[tile])
+    _linear(out.device, *_arguments(products, x, out), TILES[tile or tile_for(len(x))])
     return out
 
 
 def linear_few(products: Products, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
     """The same for at most `MOST_FEW` rows, without rounding weights."""
-    _linear_few(out.device, *_arguments(products, x, out), scratch.partials, scratch.counters)
+    _linear_few(out.device, *_arguments(products, x, out), scratch.partials, scratch.counters, scratch.blocks)
     return out
 
 
