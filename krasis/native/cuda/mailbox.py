@@ -16,9 +16,7 @@ TIMEOUT = 10.0
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STATE = 3
 
-_post = Function(
-    "krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER
-)
+_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER)
 _wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
 
 
@@ -38,8 +36,8 @@ class DeviceMailbox:
     def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
         """Hand the CPU the pairs whose expert is cold: `where` int32 [experts] is negative for those.
 
-        x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer` is
-        the server's. Raises InputError for other tensors.
+        x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer`
+        is the server's. Raises InputError for other tensors.
         """
         box, tokens = self._box, len(x)
         pairs = (tokens, box.chosen)
