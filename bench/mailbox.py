@@ -1,10 +1,10 @@
 """What it costs to have a layer's experts computed through the mailbox: here, and by a GPU in the middle of a graph.
 
 On the CPU: microseconds from a post to its answer, beside a direct call of the same layer, one after another and with
-`--gap` microseconds between, as a GPU leaves them; each waits by looking. Medians over `--rounds`.
+`--gap` microseconds between, as a GPU leaves them. Who posts spins until the answer is there.
 
-With a GPU: microseconds a layer of a CUDA graph of `--layers` times post and wait, in which every layer is small and its
-experts are all cold, or all resident, which leaves the cost of the two kernels. Medians over `--rounds` graphs.
+With a GPU: microseconds a layer of a CUDA graph of `--layers` times post and wait, in which every layer is small and
+its experts are all cold, or all resident, which leaves the cost of the two kernels. Medians over `--rounds` graphs.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 
+from krasis.native.cores import physical_cores
 from krasis.native.cpu import Matrix, Pool
 from krasis.native.cuda.mailbox import DeviceMailbox
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
@@ -40,34 +41,39 @@ def make_layer(pool: Pool, hidden: int, size: int) -> NativeExperts:
     return NativeExperts(pool, *found, ExpertShape(EXPERTS, stride, hidden, size), NativeActivation())
 
 
-def median(action: Callable[[int], None], rounds: int, gap: float) -> float:
-    """Microseconds of action(n), n from 1 on, `gap` seconds after the last one. The first tenth is not counted."""
+Action = Callable[[int], None]
+Times = tuple[float, float]
+"""The median and the best, in microseconds."""
+
+
+def timed(prepare: Action, action: Action, rounds: int, gap: float) -> Times:
+    """Of action(n), n from 1 on, each after prepare(n) and `gap` seconds of nothing."""
     times = []
     for number in range(1, rounds + 1):
+        prepare(number)
         until = time.perf_counter() + gap
         while time.perf_counter() < until:
             pass
         begin = time.perf_counter()
         action(number)
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[rounds // 10 :]) * 1e6
+    return statistics.median(times) * 1e6, min(times) * 1e6
 
 
-def on_cpu(pool: Pool, name: str, rounds: int, gap: float) -> tuple[float, float]:
-    """Microseconds of a call, and of a post."""
+def on_cpu(pool: Pool, name: str, rounds: int, gap: float) -> tuple[Times, Times]:
+    """Of calls, and of posts."""
     hidden, size, chosen = LAYERS[name]
     layer, box = make_layer(pool, hidden, size), Mailbox(1, chosen, hidden)
     x, weights, y = torch.randn(1, hidden), torch.rand(1, chosen), torch.empty(1, hidden)
-    ids = torch.stack([torch.randperm(EXPERTS)[:chosen] for _ in range(rounds + 1)])
+    chosen_of = torch.stack([torch.randperm(EXPERTS)[:chosen] for _ in range(rounds + 1)])
+    ids = chosen_of[:1].clone()
+    run = layer.bind(x, ids, weights, y)
+    calls = timed(lambda n: ids.copy_(chosen_of[n : n + 1]), lambda n: run(), rounds, gap)
+
     slots = [box.slot(number) for number in (0, 1)]
     posts, replies = [slot.post.numpy() for slot in slots], [slot.reply.numpy() for slot in slots]
     for slot in slots:
         slot.x[:], slot.weights[:], slot.post[2] = x, weights, 1
-    chosen_now = ids[:1].clone()
-    run = layer.bind(x, chosen_now, weights, y)
-
-    def call(number: int) -> None:
-        run()
 
     def post(number: int) -> None:
         posts[number % 2][0] = number
@@ -75,24 +81,8 @@ def on_cpu(pool: Pool, name: str, rounds: int, gap: float) -> tuple[float, float
         while reply[0] != number:
             pass
 
-    def prepare_call(number: int) -> None:
-        chosen_now.copy_(ids[number : number + 1])
-
-    def prepare_post(number: int) -> None:
-        slots[number % 2].ids.copy_(ids[number : number + 1])
-
-    direct = median(prepared(prepare_call, call), rounds, gap)
     with Server(pool, [layer], box):
-        posted = median(prepared(prepare_post, post), rounds, gap)
-    return direct, posted
-
-
-def prepared(prepare: Callable[[int], None], action: Callable[[int], None]) -> Callable[[int], None]:
-    def both(number: int) -> None:
-        prepare(number)
-        action(number)
-
-    return both
+        return calls, timed(lambda n: slots[n % 2].ids.copy_(chosen_of[n : n + 1]), post, rounds, gap)
 
 
 def on_gpu(pool: Pool, layers: int, rounds: int, *, hidden: int, cold: bool) -> float:
@@ -128,18 +118,19 @@ def on_gpu(pool: Pool, layers: int, rounds: int, *, hidden: int, cold: bool) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="default: one a physical core")
+    parser.add_argument("--threads", type=int, help="default: one a physical core but one, for whoever posts")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--gap", type=float, default=200, help="microseconds")
     arguments = parser.parse_args()
-    pool = Pool(arguments.threads)
-    print(f"{pool.threads} threads, {pool.isa}; microseconds, medians")
-    print(f"{'layer':8} {'gap':>5} {'call':>9} {'post':>9}")
+    pool = Pool(arguments.threads or max(1, physical_cores() - 1))
+    print(f"{pool.threads} threads, {pool.isa}; microseconds, median (best)")
+    print(f"{'layer':8} {'gap':>5} {'call':>18} {'post':>18}")
     for name in LAYERS:
         for gap in (0, arguments.gap):
-            call, post = on_cpu(pool, name, arguments.rounds, gap / 1e6)
-            print(f"{name:8} {gap:5.0f} {call:9.1f} {post:9.1f}", flush=True)
+            found = on_cpu(pool, name, arguments.rounds, gap / 1e6)
+            shown = [f"{middle:9.1f} ({best:.1f})" for middle, best in found]
+            print(f"{name:8} {gap:5.0f} {shown[0]:>18} {shown[1]:>18}", flush=True)
     if not torch.cuda.is_available():
         print("no GPU")
         return

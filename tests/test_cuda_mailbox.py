@@ -22,7 +22,7 @@ def cold_of(where: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 @every_type
 @pytest.mark.parametrize(("tokens", "chosen", "hidden"), SHAPES)
 def test_adds_what_a_call_gives_for_cold_pairs(tokens, chosen, hidden, dtype, device):
-    """Many posts in a row of random cold sets, none and all among them: exact, as both sides add once and round once."""
+    """Many posts in a row of random cold sets, none and all among them: exact, as both add once and round once."""
     layers, box = [random_layer(seed, hidden, workers()) for seed in range(2)], Mailbox(8, chosen, hidden)
     with Server(workers(), layers, box) as server:
         mail = DeviceMailbox(box, torch.device(device))
