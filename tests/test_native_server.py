@@ -107,9 +107,14 @@ def test_an_idle_server_costs_little(box):
         assert time.process_time() - used < 0.25
 
 
-def test_a_new_server_goes_on_where_the_last_one_ended(box):
+@pytest.mark.parametrize("start", [0, -2])
+def test_a_new_server_goes_on_where_the_last_one_ended(start, box):
+    """Also where the number of posts wraps round."""
     layer = random_layer(1, HIDDEN, workers())
-    for number in (1, 2, 3):
+    for number in (start - 1, start):
+        if start:
+            box.slot(number).post[0] = box.slot(number).reply[0] = number
+    for number in range(start + 1, start + 4):
         found = random_post(number, 1, CHOSEN, HIDDEN)
         if number % 2:
             post(box, number, 0, *found)  # while there is none
