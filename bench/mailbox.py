@@ -4,7 +4,8 @@ On the CPU: microseconds from a post to its answer, beside a direct call of the 
 `--gap` microseconds between, as a GPU leaves them. Who posts spins until the answer is there.
 
 With a GPU: microseconds a layer of a CUDA graph of `--layers` times post and wait, in which every layer is small and
-its experts are all cold, or all resident, which leaves the cost of the two kernels. Medians over `--rounds` graphs.
+its experts are all cold, or all resident, which leaves the cost of the two kernels; beside a call of the same layer on
+the CPU. Medians over `--rounds` graphs.
 """
 
 import argparse
@@ -85,10 +86,18 @@ def on_cpu(pool: Pool, name: str, rounds: int, gap: float) -> tuple[Times, Times
         return calls, timed(lambda n: slots[n % 2].ids.copy_(chosen_of[n : n + 1]), post, rounds, gap)
 
 
-def on_gpu(pool: Pool, layers: int, rounds: int, *, hidden: int, cold: bool) -> float:
+def call_alone(layer: NativeExperts, hidden: int, chosen: int, rounds: int) -> float:
+    """Median microseconds of the layer on the CPU, one call after another."""
+    x, y = torch.randn(1, hidden), torch.empty(1, hidden)
+    run = layer.bind(x, torch.arange(chosen)[None], torch.rand(1, chosen), y)
+    return timed(lambda n: None, lambda n: run(), rounds, 0)[0]
+
+
+def on_gpu(
+    pool: Pool, layer: NativeExperts, layers: int, rounds: int, *, hidden: int, chosen: int, cold: bool
+) -> float:
     """Microseconds a layer."""
-    device, chosen = torch.device("cuda"), 4
-    layer, box = make_layer(pool, hidden, 64), Mailbox(1, chosen, hidden)
+    device, box = torch.device("cuda"), Mailbox(1, chosen, hidden)
     x, weights = torch.randn(1, hidden, device=device).bfloat16(), torch.rand(1, chosen, device=device)
     ids = torch.arange(chosen, dtype=torch.int32, device=device)[None]
     where = torch.full((EXPERTS,), -1 if cold else 0, dtype=torch.int32, device=device)
@@ -135,10 +144,15 @@ def main() -> None:
         print("no GPU")
         return
     print(f"\n{torch.cuda.get_device_name()}: graph of {arguments.layers} layers, microseconds a layer")
-    print(f"{'hidden':>6} {'all cold':>9} {'all resident':>13}")
+    print(f"{'hidden':>6} {'all cold':>9} {'CPU alone':>10} {'all resident':>13}")
     for hidden in (64, 2048, 4096):
-        found = [on_gpu(pool, arguments.layers, arguments.rounds, hidden=hidden, cold=cold) for cold in (True, False)]
-        print(f"{hidden:6} {found[0]:9.1f} {found[1]:13.1f}", flush=True)
+        layer, chosen, rounds = make_layer(pool, hidden, 64), 4, arguments.rounds
+        alone = call_alone(layer, hidden, chosen, rounds)
+        cold, resident = (
+            on_gpu(pool, layer, arguments.layers, rounds, hidden=hidden, chosen=chosen, cold=cold)
+            for cold in (True, False)
+        )
+        print(f"{hidden:6} {cold:9.1f} {alone:10.1f} {resident:13.1f}", flush=True)
 
 
 if __name__ == "__main__":
