@@ -1,7 +1,5 @@
 #include "pool.h"
 
-#include <chrono>
-
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
@@ -17,18 +15,19 @@ constexpr int kPauses = 32;
 } // namespace
 
 void Pool::wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
-    const auto until = std::chrono::steady_clock::now() + kSpin;
-    do {
+    const auto since = std::chrono::steady_clock::now();
+    for (;;) {
         for (int i = 0; i < kPauses; i++) {
             if (value.load(std::memory_order_acquire) != old)
                 return;
             pause();
         }
-    } while (std::chrono::steady_clock::now() < until);
-    while (awake_.load(std::memory_order_relaxed)) {
-        if (value.load(std::memory_order_acquire) != old)
-            return;
-        std::this_thread::yield();
+        const auto waited = std::chrono::steady_clock::now() - since;
+        const bool awake = awake_.load(std::memory_order_relaxed);
+        if (!awake && waited > kSpin)
+            break;
+        if (waited > kEager)
+            std::this_thread::yield();
     }
     value.wait(old, std::memory_order_acquire);
 }

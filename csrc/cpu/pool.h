@@ -2,11 +2,15 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace krasis {
+
+// So long a thread that may only spin keeps its core from others: longer than a layer takes.
+constexpr auto kEager = std::chrono::milliseconds(1);
 
 // Between two looks at what another thread writes.
 inline void pause() {

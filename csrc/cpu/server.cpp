@@ -13,7 +13,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kPatience = std::chrono::milliseconds(50); // many times what a layer takes, far less than a pause in talk
 constexpr auto kNap = std::chrono::microseconds(100);
-constexpr auto kEager = std::chrono::microseconds(50); // without leaving the core to others
 constexpr int kPolls = 32;
 
 uint32_t number_of(const krasis_reply &reply) {
@@ -77,7 +76,7 @@ bool krasis_server::spin() {
         if (called_.exchange(false))
             since = Clock::now();
         now = Clock::now();
-        if (now - since > kEager)
+        if (now - since > krasis::kEager)
             std::this_thread::yield();
     } while (now - since < kPatience && !ending_);
     return false;

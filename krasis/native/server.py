@@ -84,10 +84,10 @@ class Slot:
 
 
 class Server:
-    """A thread that answers posts for `layers`, counted from 0, on their pool, until this is closed.
+    """A thread that answers posts for `layers`, counted from 0, on their pool, until this is closed: before the pool.
 
-    It spins while posts come, and so do the pool's threads; 50 ms after the last one they sleep. Raises InputError where
-    layers and mailbox don't match, KrasisError where the system refuses a thread or the pool is closed.
+    It spins while posts come, and so do the pool's threads; 50 ms after the last one they sleep. Raises InputError
+    where layers and mailbox don't match, KrasisError where the system refuses a thread or the pool is closed.
     """
 
     def __init__(self, pool: Pool, layers: Sequence[NativeExperts], box: Mailbox) -> None:

@@ -36,8 +36,8 @@ class DeviceMailbox:
     def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
         """Hand the CPU the pairs whose expert is cold: `where` int32 [experts] is negative for those.
 
-        x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer` is
-        the server's. Raises InputError for other tensors.
+        x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer`
+        is the server's. Raises InputError for other tensors.
         """
         box, tokens = self._box, len(x)
         pairs = (tokens, box.chosen)
