@@ -67,7 +67,7 @@ def profile_heat(
     ] = 32,
     sequences: Annotated[
         int, typer.Option(help="Decode so many windows side by side: faster, and the same profile.")
-    ] = 8,
+    ] = 16,
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
     layout: LayoutOption = None,

@@ -72,6 +72,9 @@ class State(Protocol):
     def angles(self, rope: "Rope", tokens: int) -> "Angles":
         """Those of the positions of the next tokens, as many as there are rows."""
 
+    def span(self, rows: int) -> tuple[int, int]:
+        """By how many tokens each sequence goes on with so many rows, and how many the longest then has."""
+
     def advance(self, tokens: int) -> None:
         """Move on by so many rows: once a forward, at its end."""
 

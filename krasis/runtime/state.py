@@ -47,6 +47,10 @@ class SequenceState:
         """See `State`."""
         return rope.angles(self.position, tokens)
 
+    def span(self, rows: int) -> tuple[int, int]:
+        """See `State`."""
+        return rows, self.position + rows
+
     def advance(self, tokens: int) -> None:
         """See `State`."""
         self.position += tokens

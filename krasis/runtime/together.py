@@ -20,6 +20,10 @@ class Together:
         cos, sin = zip(*(sequence.angles(rope, 1) for sequence in self._sequences), strict=True)
         return torch.cat(cos), torch.cat(sin)
 
+    def span(self, rows: int) -> tuple[int, int]:
+        """See `State`."""
+        return 1, max(sequence.position for sequence in self._sequences) + 1
+
     def advance(self, tokens: int) -> None:
         """See `State`."""
         for sequence in self._sequences:

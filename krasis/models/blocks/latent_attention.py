@@ -105,30 +105,35 @@ class LatentAttention:
         spec = self._spec
         q = self._query(x).view(x.shape[0], spec.num_heads, -1)
         q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS)
-        return self._o(state.each(self._attend, q, latent).flatten(1))
+        attend = self.absorbed if self._absorbs(*state.span(x.shape[0])) else self.expanded
+        return self._o(attend(q, latent, state).flatten(1))
 
-    def _attend(self, sequence: OneSequence, q: Tensor, latent: Tensor) -> Tensor:
-        (cached,) = sequence.extend(self._layer, latent[:, None])
-        attend = self.absorbed if self._absorbs(q.shape[0], len(cached)) else self.expanded
-        return attend(q, cached, sequence)
-
-    def absorbed(self, q: Tensor, cached: Cached, sequence: OneSequence) -> Tensor:
+    def absorbed(self, q: Tensor, latent: Tensor, state: State) -> Tensor:
         """Attention on the latents themselves, W_UK being applied to the query and W_UV to the result."""
         q_nope, q_rope = _cut(q, self._spec.nope_dim)
         q = torch.cat((self._k_b(q_nope), q_rope), dim=-1)
-        return self._v_b(sequence.attention(q, cached, cached.leading(self._spec.kv_lora_rank), self._scale))
+        return self._v_b(state.each(self._attend_latents, q, latent))
 
-    def expanded(self, q: Tensor, cached: Cached, sequence: OneSequence) -> Tensor:
-        """Attention on keys and values made of the latents, a few heads at a time."""
-        latent, k_rope = _cut(cached.float(), self._spec.kv_lora_rank)
+    def expanded(self, q: Tensor, latent: Tensor, state: State) -> Tensor:
+        """Attention on keys and values made of the latents."""
+        return state.each(self._attend_keys, q, latent)
+
+    def _attend_latents(self, sequence: OneSequence, q: Tensor, latent: Tensor) -> Tensor:
+        (cached,) = sequence.extend(self._layer, latent[:, None])
+        return sequence.attention(q, cached, cached.leading(self._spec.kv_lora_rank), self._scale)
+
+    def _attend_keys(self, sequence: OneSequence, q: Tensor, latent: Tensor) -> Tensor:
+        """A few heads at a time."""
+        (cached,) = sequence.extend(self._layer, latent[:, None])
+        latents, k_rope = _cut(cached.float(), self._spec.kv_lora_rank)
         out = []
         for first in range(0, self._spec.num_heads, HEADS_AT_ONCE):
             some = slice(first, first + HEADS_AT_ONCE)
             k_b, v_b = self._k_b.dense(some), self._v_b.dense(some)
-            latent, k_rope = latent.to(k_b.dtype), k_rope.to(k_b.dtype)
-            k_nope = torch.einsum("tc,hcn->thn", latent[:, 0], k_b)
+            latents, k_rope = latents.to(k_b.dtype), k_rope.to(k_b.dtype)
+            k_nope = torch.einsum("tc,hcn->thn", latents[:, 0], k_b)
             k = torch.cat((k_nope, k_rope.expand(-1, len(k_b), -1)), dim=-1)
-            v = torch.einsum("tc,hvc->thv", latent[:, 0], v_b)
+            v = torch.einsum("tc,hvc->thv", latents[:, 0], v_b)
             out.append(sequence.attention(q[:, some], Cached(k), Cached(v), self._scale))
         return torch.cat(out, dim=1)
 
