@@ -13,8 +13,6 @@ from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Scratch
 
-# h, and outputs of an expert where there are many tokens, are rounded to 2^-9 of themselves, h maybe to its neighbour.
-ROUNDED = {"rtol": 2**-7, "atol": 2**-7}
 TILES = ["32x256", "64x256", "128x256"]
 
 
@@ -110,6 +108,11 @@ def test_sorts_pairs_by_expert(tokens, slots, experts, device):
     assert routes.offsets[0] == 0
 
 
+def near(found, expected):
+    """h is rounded to 2^-9 of itself, some of it to the neighbour where sums differ, and so are outputs of experts."""
+    close(found, expected, rtol=2**-7, atol=2**-7 * expected.std().item())
+
+
 def run_many(layer, x, ids, weights, lists, tile, device):
     case, slots = layer.case, ids.shape[1]
     ids = ids.to(device)
@@ -133,7 +136,7 @@ def test_many_tokens(case, tile, device):
         x = normal(tokens, case.hidden).bfloat16()
         ids, weights = routed(tokens, 2, 4, unused=(1,))
         out = run_many(layer, x, ids, weights, [[2, 1], [0, 3]], tile, device)
-        close(out, layer.expected(x, ids, weights, many=True), **ROUNDED)
+        near(out, layer.expected(x, ids, weights, many=True))
 
 
 @on_devices
@@ -148,7 +151,7 @@ def test_few_tokens(case, device):
         arguments = x.to(device), ids.to(device), weights.to(device), h, out, scratch
         experts_few(layer.form, layer.table, *arguments)
         expected = layer.expected(x, ids, weights, many=False)
-        close(out, expected, **ROUNDED)
+        near(out, expected)
         before = out.clone()
         experts_few(layer.form, layer.table, *arguments, add=True)
         assert torch.equal(out, before + before)
@@ -167,7 +170,7 @@ def test_experts_that_are_not_there_add_nothing(device):
     arguments = x.to(device), ids.to(device), weights.to(device), h, out, scratch
     experts_few(layer.form, table, *arguments)
     expected = layer.expected(x, torch.where(ids == 2, -1, ids), weights, many=False)
-    close(out, expected, **ROUNDED)
+    near(out, expected)
 
 
 @on_devices
@@ -195,13 +198,13 @@ def test_real_sizes(case, device):
     x = normal(200, case.hidden).bfloat16()
     expected = layer.expected(x, ids, weights, many=True)
     for tile in TILES:
-        close(run_many(layer, x, ids, weights, [[0, 1, 2, 3, 4]], tile, device), expected, **ROUNDED)
+        near(run_many(layer, x, ids, weights, [[0, 1, 2, 3, 4]], tile, device), expected)
     for tokens in (1, 8):
         h = torch.empty(tokens * 3, case.size, dtype=torch.bfloat16, device=device)
         out = torch.empty(tokens, case.hidden, device=device)
         few = (tensor[:tokens].to(device) for tensor in (x, ids, weights))
         experts_few(layer.form, layer.table, *few, h, out, scratch)
-        close(out, layer.expected(x[:tokens], ids[:tokens], weights[:tokens], many=False), **ROUNDED)
+        near(out, layer.expected(x[:tokens], ids[:tokens], weights[:tokens], many=False))
 
 
 @on_devices
