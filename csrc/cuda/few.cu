@@ -244,7 +244,8 @@ extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const
         return KRASIS_ERROR_SHAPE;
     const Routed p{*experts, records, ids, weights, slots, (const bf16 *)x, ldx, (bf16 *)h,
                    {out, experts->hidden, out_type == KRASIS_FLOAT32, add}, partials, counters};
-    if (const int status = for_codec(experts->codec13, [&](auto of) { return run_up<decltype(of)>(p, tokens, blocks, stream); }))
+    const auto first = [&](auto of) { return run_up<decltype(of)>(p, tokens, blocks, stream); };
+    if (const int status = for_codec(experts->codec13, first))
         return status;
     return for_codec(experts->codec2, [&](auto of) { return run_down<decltype(of)>(p, tokens, stream); });
 }

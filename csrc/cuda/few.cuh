@@ -134,8 +134,8 @@ template <class Codec> constexpr int shared_few(int m, int warps) {
     return x > sums ? x : sums;
 }
 
-/* Adds what the block's warps have, times 2^shift, in order of warps: m x 64 sums for each of `parts` equal runs of warps, in shared
- * memory behind those of the warps. All threads must call. */
+/* Adds what the block's warps have, times 2^shift, in order of warps: m x 64 sums for each of `parts` equal runs of warps,
+ * in shared memory behind those of the warps. All threads must call. */
 __device__ inline float *add_warps(const float (&sums)[4][4], int shift, int m, int parts) {
     const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int each = warps / parts, count = m * kTileColumns;

@@ -1,8 +1,8 @@
 /* Products of many rows with a packed matrix, or with an expert's for each run of rows: y = x @ W^T.
  *
- * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 or 32 rows by one of them, 64 k at a time. Stages of x
- * (swizzled, for ldmatrix) and of codes and scales (as they are) wait in shared memory; codes become bf16 in registers and
- * are scaled there, which rounds a weight once, to 2^-9 of it.
+ * A block multiplies kRows rows by kWarpsN tiles of 64 columns, a warp 64 or 32 rows by one of them, 64 k at a time.
+ * Stages of x (swizzled, for ldmatrix) and of codes and scales (as they are) wait in shared memory; codes become bf16 in
+ * registers and are scaled there, which rounds a weight once, to 2^-9 of it.
  */
 #pragma once
 
@@ -11,7 +11,7 @@
 constexpr int kDepth = 64, kLevels = kDepth / kTileDepth; // k of a stage, rows of tiles in it
 constexpr int kMostStages = 4;
 constexpr int kSharedLimit = 99 << 10; // of a block on the smallest of the GPUs
-constexpr int kSuper = 16;             // tiles of rows whose blocks run side by side, so that they share a strip of weights
+constexpr int kSuper = 16;             // tiles of rows whose blocks run side by side and share a strip of weights
 
 /* Warps of a block along rows and columns, and rows of a warp. */
 template <int WarpsM, int WarpsN, int WarpRows> struct Shape {
@@ -71,7 +71,7 @@ __device__ inline bool find_place(const Gemm &p, int rows_of_tile, Place &place)
     return true;
 }
 
-/* The tile of columns that a warp has, beyond the last of them where there is none. Gated: one of the gate, then one of up. */
+/* The tile of columns that a warp has, beyond the last where there is none. Gated: one of the gate, then one of up. */
 template <bool Gated, int WarpsN> __device__ inline int column_tile(const Gemm &p, int strip, int warp) {
     const int all = p.n / kTileColumns;
     if (!Gated)
@@ -140,7 +140,7 @@ template <class Codec, class Shape, bool Gated> struct Loader {
 
 #pragma unroll
         for (int i = 0; i < kLevels / Shape::kWarpsM; i++) {
-            const int level = warp / Shape::kWarpsN + i * Shape::kWarpsM, slot = level * Shape::kWarpsN + warp % Shape::kWarpsN;
+            const int slot = warp + i * Shape::kWarpsM * Shape::kWarpsN; // a level's tiles lie side by side
 #pragma unroll
             for (int v = 0; v < Codec::kVectors; v++)
                 copy_async(stage + S::kX + slot * S::kTileBytes + spread<Codec::kVectors>(v * kWarp + lane) * 16,

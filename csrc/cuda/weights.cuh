@@ -11,9 +11,9 @@ __device__ __forceinline__ uint32_t word(const uint4 &v, int i) {
 
 /* A codec's tile: each lane holds kVectors x 16 bytes of it, one lane's after another's.
  *
- * fragment(v, w, a): the codes of columns 16 w to 16 w + 15 of the tile. Lane 4 g + t gets pairs of k = 2 t, 2 t + 1: a[0] of
- * column g, a[1] of g + 8, a[2] and a[3] the same with k 8 further. So a is the first operand of a product with 16 columns as
- * its rows, and {a[h], a[2 + h]} the second of one with 8 columns, once each pair has become
+ * fragment(v, w, a): the codes of columns 16 w to 16 w + 15 of the tile. Lane 4 g + t gets pairs of k = 2 t, 2 t + 1: a[0]
+ * of column g, a[1] of g + 8, a[2] and a[3] the same with k 8 further. So a is the first operand of a product with 16
+ * columns as its rows, and {a[h], a[2 + h]} the second of one with 8 columns, once each pair has become
  *     fma(pair, scale * 2^112, scale * kOffset): the weight * 2^-kShift, rounded once; exact where scale is 1.
  * For the pairs are bf16 already: the least of them, code * 2^-133 (subnormal below 128), or e2m1 values * 2^-126.
  *

@@ -69,7 +69,7 @@ KRASIS_API int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
 
 /* The experts of a layer, whose records are alike: w13 [hidden -> 2 * size] is gate over up, w2 [size -> hidden]. */
 typedef struct krasis_cuda_experts {
-    int32_t hidden, size;            /* logical, a multiple of 8; size with padding: w13 has twice as many columns, w2 this k */
+    int32_t hidden, size;            /* logical, a multiple of 8; with padding: half the columns of w13, the k of w2 */
     int32_t codec13, k13, group13;   /* k13: padded hidden */
     int32_t codec2, n2, group2;      /* n2: padded hidden */
     int64_t w13_codes, w13_scales, w2_codes, w2_scales, b13, b2; /* bytes into the record; -1: no bias */
