@@ -138,7 +138,7 @@ class CudaEngine(Engine):
             return float((touched(found, tokens) * bytes_away).sum())
 
         layers = sum(bool(cold) for cold in self.residents.cold.values())
-        return Crossover(missed, float(bytes_away.sum()), layers, self.rates)
+        return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
 
     @property
     def chunk(self) -> int:

@@ -21,23 +21,24 @@ SYNC_S = 60e-6
 @dataclass(frozen=True)
 class Crossover:
     """`missed(tokens)` is how many bytes of experts so many tokens are expected to touch that are not on the device, of
-    `whole` that are not; `layers` have experts.
+    `whole` that are not, in `layers` layers. Every pass reads `dense` bytes that are.
     """
 
     missed: Callable[[int], float]
     whole: float
     layers: int
+    dense: float
     rates: Rates
 
     def seconds(self, tokens: int) -> dict[Way, float]:
-        """Expected time of the bytes alone."""
+        """Expected time of the bytes alone, the simplest way first."""
         times, rest = divmod(tokens, FEW)
-        few = times * self.missed(FEW) + (self.missed(rest) if rest else 0.0)
-        hand_offs = self.layers * (times + bool(rest)) * self.rates.hand_off_s
+        few, passes = times * self.missed(FEW) + (self.missed(rest) if rest else 0.0), times + bool(rest)
+        hand_offs, dense = self.layers * self.rates.hand_off_s, self.dense / self.rates.device_read
         return {
-            "few": few / self.rates.host_read + hand_offs,
-            "touched": self.missed(tokens) / self.rates.pcie + self.layers * SYNC_S,
-            "whole": self.whole / self.rates.pcie,
+            "whole": dense + self.whole / self.rates.pcie,
+            "touched": dense + self.missed(tokens) / self.rates.pcie + self.layers * SYNC_S,
+            "few": passes * (dense + hand_offs) + few / self.rates.host_read,
         }
 
     def best(self, tokens: int) -> Way:

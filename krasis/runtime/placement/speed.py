@@ -54,11 +54,11 @@ def prefill_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     outline, devices = traffic.outline, traffic.devices
     whole, rest = divmod(traffic.prompt, traffic.chunk)
     passes = [traffic.chunk] * whole + [rest] * bool(rest)
-    touched = sum(touched(traffic.experts, tokens) for tokens in passes)
-    missed = float((touched * traffic.experts.bytes)[traffic.placed == HOST].sum())
+    routed = sum(touched(traffic.experts, tokens) for tokens in passes) * traffic.experts.bytes
+    missed = float(routed[traffic.placed == HOST].sum())
     lanes = min(devices * rates.pcie, max(rates.together, rates.pcie))
     layers = len(outline.layers)
-    read = float((touched * traffic.experts.bytes).sum()) / devices + len(passes) * outline.dense
+    read = float(routed.sum()) / devices + len(passes) * outline.dense
     return {
         "pcie": len(passes) * traffic.streamed / rates.pcie + missed / lanes,
         "arithmetic": prefill_products(outline, traffic.prompt, devices) / rates.device_products,
