@@ -15,9 +15,9 @@ struct KeyRows {
     int scale_stride, capacity, bytes; // bytes: of a row and head
 };
 
-// Positions first to end, at most kKeys of them, into rows `stride` bytes apart. Rows behind the end repeat the last one,
-// and what is behind a row's own bytes stays as it is: both cost less than zeros. What is seen fits into the capacity, so
-// that a tile wraps at most once.
+// Positions first to end, at most kKeys of them, into rows `stride` bytes apart. Rows behind the end repeat the last
+// one, and what is behind a row's own bytes stays as it is: both cost less than zeros. What is seen fits into the
+// capacity, so that a tile wraps at most once.
 template <int kKeys, int kBytes, int kThreads>
 __device__ void copy_rows(char *to, int stride, const KeyRows &from, int head, int first, int end) {
     constexpr int kChunks = kBytes / 16;

@@ -18,11 +18,11 @@ struct Call {
     bf16 *out; // [tokens][heads][v_dim]
 };
 
-// kDim and kVDim are at least the dimensions. Queries of up to 128 stay in registers, and are lent the second stage on
+// kDim and kVDim are at least the dimensions. Queries of up to 192 stay in registers, and are lent the second stage on
 // their way there.
 template <int kDim, int kVDim> struct Shape {
-    static constexpr int kKeys = kDim <= 128 ? 64 : 32, kKStride = kDim + 8, kVStride = kVDim + 8;
-    static constexpr bool kHeld = kDim <= 128;
+    static constexpr int kKeys = kDim <= 192 ? 64 : 32, kKStride = kDim + 8, kVStride = kVDim + 8;
+    static constexpr bool kHeld = kDim <= 192;
     static constexpr int kQ = kRows * kKStride * 2, kStage = kKeys * (kKStride + kVStride) * 2;
     static constexpr int kShared = 2 * kStage + (kHeld ? 0 : kQ);
     static_assert((!kHeld || kQ <= kStage) && kShared <= kLeastShared);
@@ -36,7 +36,7 @@ template <int kDim, int kVDim> __device__ void copy_tile(char *stage, const Call
     copy_async_commit();
 }
 
-template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kVDim <= 128 ? 3 : 2) attend(Call call) {
+template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 2) attend(Call call) {
     using S = Shape<kDim, kVDim>;
     constexpr int kKeys = S::kKeys;
     char *const stages = dynamic_shared();

@@ -178,10 +178,12 @@ extern "C" int krasis_cuda_delta(const uint16_t *qkv, int64_t qkv_stride, const 
     if (tokens < 1 || key_heads < 1 || value_heads < 1 || value_heads % key_heads || key_dim < 2 || key_dim > 128 ||
         key_dim % 2 || value_dim < 2 || value_dim % 2 || qkv_stride % 2)
         return KRASIS_ERROR_SHAPE;
+    if (!is_type(beta_type))
+        return KRASIS_ERROR_TYPE;
     if (!aligned_to(qkv, 4))
         return KRASIS_ERROR_ALIGNMENT;
     const Call call{(const bf16 *)qkv, qkv_stride, beta_step, beta_stride, tokens, key_heads, value_heads, key_dim,
-                    value_dim, beta_type == KRASIS_CUDA_BF16, rate, dt_bias, memory, out};
+                    value_dim, beta_type == KRASIS_BFLOAT16, rate, dt_bias, memory, out};
     const auto kernel = key_dim <= 64 ? delta<64> : delta<128>;
     return launch(kernel, dim3(value_heads, (value_dim + kColumns - 1) / kColumns), kThreads, 0, stream, call);
 }

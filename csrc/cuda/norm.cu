@@ -68,11 +68,11 @@ extern "C" int krasis_cuda_norm(void *x, int x_type, int64_t x_stride, const voi
         return KRASIS_ERROR_SHAPE;
     if (!aligned_to(x, 16) || !aligned_to(add, 16) || !aligned_to(weight, 16) || !aligned_to(y, 8))
         return KRASIS_ERROR_ALIGNMENT;
-    if (x_type == KRASIS_CUDA_BF16 && add)
+    if (!is_type(x_type) || (add && (!is_type(add_type) || x_type == KRASIS_BFLOAT16)))
         return KRASIS_ERROR_TYPE;
-    const auto kernel = x_type == KRASIS_CUDA_BF16     ? launch_norm<bf16, bf16>
-                        : add_type == KRASIS_CUDA_BF16 ? launch_norm<float, bf16>
-                                                       : launch_norm<float, float>;
+    const auto kernel = x_type == KRASIS_BFLOAT16     ? launch_norm<bf16, bf16>
+                        : add_type == KRASIS_BFLOAT16 ? launch_norm<float, bf16>
+                                                      : launch_norm<float, float>;
     return kernel(x, x_stride, add, add_stride, tokens, n, weight, eps, y, stream);
 }
 

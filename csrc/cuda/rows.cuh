@@ -40,6 +40,8 @@ inline int row_threads(int64_t n) {
     return threads;
 }
 
+inline bool is_type(int type) { return type == KRASIS_FLOAT32 || type == KRASIS_BFLOAT16; }
+
 inline bool in_fours(int64_t size, int64_t stride) { return size > 0 && size % 4 == 0 && stride % 4 == 0; }
 
 template <class T> bool aligned_to(const T *p, int bytes) { return (uintptr_t)p % bytes == 0; }

@@ -125,7 +125,9 @@ extern "C" int krasis_cuda_add_gated(float *out, const uint16_t *y, int64_t y_st
     if (!aligned_to(out, 16) || !aligned_to(y, 8))
         return KRASIS_ERROR_ALIGNMENT;
     const int64_t fours = tokens * n / 4;
-    if (gate_type == KRASIS_CUDA_BF16)
+    if (gate && !is_type(gate_type))
+        return KRASIS_ERROR_TYPE;
+    if (gate_type == KRASIS_BFLOAT16)
         return launch(add_gated<bf16>, blocks_of(fours), kThreads, 0, stream, out, (const bf16 *)y, y_stride,
                       (const bf16 *)gate, gate_stride, fours, n);
     return launch(add_gated<float>, blocks_of(fours), kThreads, 0, stream, out, (const bf16 *)y, y_stride,

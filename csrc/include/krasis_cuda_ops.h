@@ -2,7 +2,7 @@
  *
  * Activations are bf16, tokens `stride` elements apart; dimensions are multiples of 4, of attention of 8. `position` is
  * one int32 in device memory: the length of the sequence before these tokens. Position p of a cache lies in row
- * p % capacity.
+ * p % capacity. Types are KRASIS_FLOAT32 or KRASIS_BFLOAT16.
  */
 #ifndef KRASIS_CUDA_OPS_H
 #define KRASIS_CUDA_OPS_H
@@ -14,8 +14,6 @@ extern "C" {
 #endif
 
 #define KRASIS_CUDA_PARTS 128
-
-typedef enum krasis_cuda_type { KRASIS_CUDA_FLOAT32 = 0, KRASIS_CUDA_BF16 = 1 } krasis_cuda_type;
 
 /* Rows [capacity][heads][dim] of a sequence: bf16, or e4m3 where there are scales [capacity][heads] that multiply
  * them. */
