@@ -22,13 +22,16 @@ from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.engine import Engine
 from krasis.runtime.eval import Loss, window_loss, windows
 from krasis.runtime.placement.outline import outline
-from krasis.runtime.placement.plan import Wishes, least_budget
+from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 from krasis.runtime.tokenizer import Tokenizer
 
 WINDOW = 512
 LIMITS: dict[KvDtype, float] = {"bf16": 0.003, "fp8": 0.01}
 """Nats of loss from the CPU's with a bf16 cache."""
+
+ROOMY = 8 << 30
+"""Bytes that hold every expert of the packs this is for."""
 
 GREEDY, CLOSE = 200, 0.1
 """Tokens continued, and the gap of two logits that rounding may close."""
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--emulated", action="store_true", help="run on the emulated GPU")
     args = parser.parse_args()
-    device, backend = torch.device("cpu" if args.emulated else "cuda"), CpuBackend(args.threads)
+    device, backend = torch.device("cpu") if args.emulated else torch.device("cuda", 0), CpuBackend(args.threads)
     print(
         f"{'pack':<16} {'cache':<5} {'experts on GPU':<14} {'prefill':>8} {'d':>8} {'decode':>8} {'d':>8}  greedy  seconds"
     )
@@ -97,18 +100,21 @@ def main() -> None:
             first: Greedy | None = None
             for share in (1.0, 0.5, 0.0):
                 begin = time.perf_counter()
-                wishes = Wishes((0,), WINDOW, kv, PROMPT)
-                vram = least_budget(outline(pack.manifest), REFERENCE, None, wishes, share)
-                engine = CudaEngine(pack, device, context=WINDOW, vram=vram, kv=kv, threads=args.threads)
-                found = loss(engine, many, "prefill"), loss(engine, few, "decode")
+                found = outline(pack.manifest)
+                roomy = plan(found, REFERENCE, None, Wishes((ROOMY,), WINDOW, kv, PROMPT))
+                placed = with_residents(roomy, found, share)
+                engine = CudaEngine(
+                    pack, device, context=WINDOW, vram=ROOMY, kv=kv, threads=args.threads, placement=placed
+                )
+                losses = loss(engine, many, "prefill"), loss(engine, few, "decode")
                 tokens = greedy(engine, texts[0][:64])
                 first = first or tokens
                 same = compared(first, tokens)
-                apart = [a - b for a, b in zip(found, expected, strict=True)]
+                apart = [a - b for a, b in zip(losses, expected, strict=True)]
                 ok = all(abs(d) <= LIMITS[kv] for d in apart) and "WRONG" not in same
                 failed |= not ok
-                hot = f"{engine.placement.resident_experts} of {sum(engine.experts_of.values())}"
-                figures = " ".join(f"{a:8.5f} {d:+8.5f}" for a, d in zip(found, apart, strict=True))
+                hot = f"{len(placed.devices[0].residents)} of {sum(engine.experts_of.values())}"
+                figures = " ".join(f"{a:8.5f} {d:+8.5f}" for a, d in zip(losses, apart, strict=True))
                 seconds = time.perf_counter() - begin
                 print(
                     f"{spec.__class__.__module__.split('.')[-1]:<16} {kv:<5} {hot:<14} {figures}  {same}  {seconds:.1f}",

@@ -15,7 +15,7 @@ from krasis.cli.options import (
     LoadOption,
     ThreadsOption,
     VramOption,
-    place,
+    running,
     show_notes,
 )
 from krasis.cli.tables import print_facts, print_spreads
@@ -62,7 +62,7 @@ def bench(
     opened = Pack(pack)
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
     check_context(spec, context, "--prompt-tokens, --decode-tokens")
-    place(opened, vram, heat)
+    where = running(device, threads, layout, load, vram, kv, heat)
     backend, notes = open_backend(device, threads)
     if not isinstance(backend, CpuBackend):
         raise UsageError("the reference is not made to be fast", where="--device", expected="auto or cpu")

@@ -32,6 +32,7 @@ class DeviceMailbox:
         self._struct = box.c_struct(self._registered.address)
         self._address = ctypes.addressof(self._struct)
         self._state = torch.zeros(_STATE, dtype=torch.int32, device=device)
+        self._there = self._state.device  # numbered, as those of tensors are
 
     def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
         """Hand the CPU the pairs whose expert is cold: `where` int32 [experts] is negative for those.
@@ -77,6 +78,6 @@ class DeviceMailbox:
 
     def _check(self, *tensors: Tensor) -> None:
         for tensor in tensors:
-            if tensor.device != self._device or not tensor.is_contiguous():
+            if tensor.device != self._there or not tensor.is_contiguous():
                 found = f"a tensor on {tensor.device} with strides {tensor.stride()}"
-                raise InputError(found, expected=f"contiguous, on {self._device}")
+                raise InputError(found, expected=f"contiguous, on {self._there}")

@@ -32,7 +32,7 @@ from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.engine import Engine
 from krasis.runtime.placement.memory import RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
-from krasis.runtime.placement.plan import Wishes
+from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
 from krasis.runtime.placement.residents import Candidates, candidates
 from krasis.runtime.placement.speed import touched
@@ -60,8 +60,8 @@ class Started:
 class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
-    `heat` says which experts are worth a place there; `threads` of the CPU compute what few tokens choose of the others.
-    `placement` is the plan that was made, `started` what starting took.
+    `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
+    compute what few tokens choose of the others. `started` tells what starting took.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class CudaEngine(Engine):
         load: planning.Load = "mapped",
         threads: int | None = None,
         rates: Rates | None = None,
+        placement: Plan | None = None,
         trace: bool = False,
     ) -> None:
         self.started, self.device, self.spec, self.kv = Started(), device, read_spec(pack), kv or "bf16"
@@ -86,7 +87,7 @@ class CudaEngine(Engine):
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates = rates or known()
         wishes, found = Wishes((vram,), context, self.kv, PROMPT), outline(pack.manifest, pack.path)
-        self.placement = plan_devices(found, self.rates, heat, wishes)
+        self.placement = placement or plan_devices(found, self.rates, heat, wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
         self.started.done("plan")

@@ -9,7 +9,7 @@ import numpy as np
 from krasis.errors import FitError
 from krasis.heat.routing import Routing
 from krasis.runtime.backend import KvDtype
-from krasis.runtime.placement.memory import MIB, Held, Memory, Workspace
+from krasis.runtime.placement.memory import MIB, Held, Memory, Workspace, expert_ring
 from krasis.runtime.placement.outline import Outline
 from krasis.runtime.placement.residents import HOST, Candidates, Ints, assign, candidates
 from krasis.runtime.placement.speed import Traffic, decode_seconds, prefill_seconds
@@ -134,17 +134,17 @@ def plan(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes) 
     return made
 
 
-def least_budget(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes, share: float) -> int:
-    """The least budget of one device, whatever `wishes` has, that holds `share` of the experts, 0 to 1."""
+def with_residents(made: Plan, found: Outline, share: float) -> Plan:
+    """The plan of one device, all of whose experts are resident, with `share` of them alone, 0 to 1, all layers alike.
 
-    def enough(budget: int) -> bool:
-        try:
-            made = plan(found, rates, routing, replace(wishes, vram=(budget,)))
-        except PlacementError:
-            return False
-        return made.mode == "resident" and made.devices[0].experts >= share * found.experts
-
-    return bisect_left(range(MOST_BUDGET), True, key=enough)
+    It may take more than its budget: for tests of placements that no budget gives a small model.
+    """
+    (device,) = made.devices
+    kept = tuple(pair for i, pair in enumerate(device.residents) if int((i + 1) * share) > int(i * share))
+    ring = expert_ring(found) if len(kept) < len(device.residents) else 0
+    return replace(
+        made, devices=(replace(device, residents=kept, workspace=replace(device.workspace, expert_ring=ring)),)
+    )
 
 
 class _Placement(NamedTuple):
