@@ -158,6 +158,8 @@ def test_refuses_keys_of_other_heads():
         attention_few(q, cache, cache, 1.0, at(0, "cpu"))
     with pytest.raises(InputError, match="q "):
         attention_many(q, cache.values, v, 1.0, at(0, "cpu"))
+    with pytest.raises(InputError, match="side by side"):
+        attention_few(torch.zeros(1, 32, 4, dtype=torch.bfloat16).mT, cache, cache, 1.0, at(0, "cpu"))
     with pytest.raises(InputError, match="out is "):
         widen(new_cache("fp8", 8, 2, 32, "cpu"), at(0, "cpu"), 1, 0, v)
 

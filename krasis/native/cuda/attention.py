@@ -12,7 +12,7 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, Function
-from krasis.native.cuda.ops import Cache
+from krasis.native.cuda.ops import Cache, side_by_side
 
 MOST_SPLITS = 256
 _ROWS, _LEAST_KEYS = 16, 32
@@ -52,14 +52,14 @@ def attention_few(
     tokens, heads, dim = q.shape
     capacity, kv_heads, k_dim = k.values.shape
     v_dim = v_dim or v.values.shape[-1]
-    if dim != k_dim or v.values.shape[:2] != (capacity, kv_heads) or (tokens > 1 and q.stride(1) != dim):
+    if dim != k_dim or v.values.shape[:2] != (capacity, kv_heads):
         raise InputError(f"q {tuple(q.shape)}, k {tuple(k.values.shape)}, v {tuple(v.values.shape)}")
     splits = split_count(tokens, heads, kv_heads, dim, min(capacity, window + tokens - 1) if window else capacity)
     workspace = torch.empty(splits * tokens * heads * (v_dim + 2), dtype=torch.float32, device=q.device)
     out = torch.empty(tokens, heads, v_dim, dtype=torch.bfloat16, device=q.device)
     keys, values = _c_cache(k), _c_cache(v)
     caches = (ctypes.addressof(keys), ctypes.addressof(values))
-    given = (q, q.stride(0), tokens, heads, *caches, v_dim, window, scale, sinks, position)
+    given = (side_by_side(q, "q"), q.stride(0), tokens, heads, *caches, v_dim, window, scale, sinks, position)
     _few(q.device, *given, splits, workspace, out)
     return out
 
@@ -91,7 +91,7 @@ def attention_many(
     out = torch.empty(tokens, heads, v_dim, dtype=torch.bfloat16, device=q.device)
     strides = (k, *k.stride()[:2], v, *v.stride()[:2])
     shape = (tokens, heads, kv_heads, dim, v_dim)
-    _many(q.device, q, q.stride(0), *shape, *strides, capacity, window, scale, sinks, position, out)
+    _many(q.device, side_by_side(q, "q"), q.stride(0), *shape, *strides, capacity, window, scale, sinks, position, out)
     return out
 
 

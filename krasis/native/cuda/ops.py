@@ -113,14 +113,14 @@ def turn_latent(
     tokens, heads, dim = q.shape
     kept = (None, None, 0) if cache is None else (*_parts(cache), len(cache.values))
     shape = (tokens, heads, dim - 2 * half, kv.shape[1] - 2 * half)
-    given = (q, q.stride(0), kv, kv.stride(0))
+    given = (side_by_side(q, "q"), q.stride(0), kv, kv.stride(0))
     _turn_latent(q.device, *given, *shape, norm, eps, cos, sin, half, position, *kept)
 
 
 def store(x: Tensor, cache: Cache, position: Tensor) -> None:
     """Put x [tokens, heads, dim], heads side by side, into the cache."""
     tokens, heads, dim = x.shape
-    _store(x.device, x, tokens, x.stride(0), heads, dim, position, *_parts(cache), len(cache.values))
+    _store(x.device, side_by_side(x, "x"), tokens, x.stride(0), heads, dim, position, *_parts(cache), len(cache.values))
 
 
 def route(
@@ -169,6 +169,14 @@ def greatest(logits: Tensor, token: Tensor, position: Tensor | None = None, toke
     """Write the first of the greatest logits float32 [n] to token int32 [1], and move position on by `tokens`."""
     parts = torch.empty(2 * PARTS, dtype=torch.float32, device=logits.device)
     _greatest(logits.device, logits, logits.numel(), parts, token, position, tokens)
+
+
+def side_by_side(x: Tensor, name: str) -> Tensor:
+    """x [tokens, heads, dim], whose heads kernels take to lie side by side. Raises InputError where they don't."""
+    _, heads, dim = x.shape
+    if x.stride(2) != 1 or (heads > 1 and x.stride(1) != dim):
+        raise InputError(f"{name} has strides {x.stride()}", expected="heads side by side")
+    return x
 
 
 def _parts(cache: Cache) -> tuple[Tensor, Tensor | None]:
