@@ -132,7 +132,9 @@ class WithoutProducts(CpuBackend):
         rows = matrices[0].spec.shape[0]
         return PackedHeads(matrices, lambda x: torch.zeros((x.shape[0], len(matrices), rows)))
 
-    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
+    def experts(
+        self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
+    ) -> Experts | None:
         return lambda x, ids, weights: torch.zeros_like(x)
 
 

@@ -101,8 +101,11 @@ void krasis_server::rouse() {
 }
 
 void krasis_server::answer() {
+    const auto since = Clock::now();
     const krasis_slot slot = krasis_slot_of(&mailbox_, ++answered_);
     const uint64_t status = compute(slot);
+    posts_++;
+    busy_ += std::chrono::nanoseconds(Clock::now() - since).count();
     __atomic_store_n(&slot.reply->word, answered_ | status << 32, __ATOMIC_RELEASE);
 }
 
@@ -117,6 +120,7 @@ krasis_status krasis_server::compute(const krasis_slot &slot) {
     const auto no_expert = [&](int64_t id) { return id < -1 || id >= experts.count; };
     if (std::any_of(ids_.begin(), ids_.begin() + tokens * chosen, no_expert))
         return KRASIS_ERROR_SHAPE;
+    pairs_ += std::count_if(ids_.begin(), ids_.begin() + tokens * chosen, [](int64_t id) { return id >= 0; });
     const int64_t hidden = mailbox_.hidden;
     return krasis::alone(team_, [&] {
         team_.moe.run({experts, slot.x, tokens, hidden, ids_.data(), slot.weights, chosen, slot.y, hidden});
@@ -172,6 +176,11 @@ void krasis_server_destroy(krasis_server *server) { delete server; }
 void krasis_server_wake(krasis_server *server) {
     if (server)
         server->wake();
+}
+
+void krasis_server_counts(const krasis_server *server, int64_t *counts) {
+    if (server && counts)
+        server->counts(counts);
 }
 
 void krasis_server_freeze(krasis_server *server, int frozen) {

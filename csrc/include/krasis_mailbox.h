@@ -120,6 +120,8 @@ KRASIS_API krasis_server *krasis_server_create(krasis_pool *pool, const krasis_e
 KRASIS_API void krasis_server_destroy(krasis_server *server);
 /* Posts will come soon: spin from now on. */
 KRASIS_API void krasis_server_wake(krasis_server *server);
+/* counts[3]: posts answered so far, their (token, expert) pairs, and nanoseconds spent on them. */
+KRASIS_API void krasis_server_counts(const krasis_server *server, int64_t *counts);
 /* While `frozen` is not 0, posts are not taken: for tests of those who wait. */
 KRASIS_API void krasis_server_freeze(krasis_server *server, int frozen);
 

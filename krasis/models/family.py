@@ -78,8 +78,11 @@ class Weights(Protocol):
     def heads(self, segment: str, name: str) -> Heads:
         """The matrices called `name` of a segment that has one record a head."""
 
-    def experts(self, segment: str, activation: Activation) -> Experts:
-        """The routed experts of a layer: w13 (gate over up) and w2 of each record, with biases b13 and b2 if it has."""
+    def experts(self, segment: str, activation: Activation, beside: Linear | None) -> Experts:
+        """The routed experts of a layer: w13 (gate over up) and w2 of each record, with biases b13 and b2 if it has.
+
+        What `beside` makes of x is added: a backend may compute it while experts are being waited for.
+        """
 
 
 class Model(Protocol):

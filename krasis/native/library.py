@@ -57,6 +57,7 @@ _CPU_SIGNATURES: Signatures = {
     "krasis_server_create": (_POINTER, [_POINTER, _POINTER, _LONG, _POINTER, ctypes.POINTER(_INT)]),
     "krasis_server_destroy": (None, [_POINTER]),
     "krasis_server_wake": (None, [_POINTER]),
+    "krasis_server_counts": (None, [_POINTER, _POINTER]),
     "krasis_server_freeze": (None, [_POINTER, _INT]),
     "krasis_quantize": (_INT, [_INT, _POINTER, _POINTER, _LONG, _LONG, _POINTER]),
     "krasis_int4_feedback": (_INT, [_INT, *[_POINTER] * 4, _LONG, _LONG, _LONG, _POINTER, _POINTER]),

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -83,6 +84,18 @@ class Slot:
         self.y = box.part(at, rows, torch.float32).view(box.tokens, -1)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Posts answered, pairs of tokens and experts computed for them, and seconds that took."""
+
+    posts: int
+    pairs: int
+    seconds: float
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(self.posts - other.posts, self.pairs - other.pairs, self.seconds - other.seconds)
+
+
 class Server:
     """A thread that answers posts for `layers`, counted from 0, on their pool, until this is closed: before the pool.
 
@@ -107,6 +120,13 @@ class Server:
     def wake(self) -> None:
         """Posts will come soon: spin from now on."""
         self._wake(self._handle)
+
+    @property
+    def counts(self) -> "Counts":
+        """What was done so far."""
+        found = (ctypes.c_int64 * 3)()
+        cpu_library().krasis_server_counts(self._handle, found)
+        return Counts(found[0], found[1], found[2] / 1e9)
 
     def freeze(self, *, frozen: bool = True) -> None:
         """Take no posts, until told otherwise: for tests of those who wait."""

@@ -77,8 +77,10 @@ class Backend(Protocol):
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         """A matrix a head, all of one shape."""
 
-    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
-        """The experts of `layer` in kernels of their own, None where there are none for their codec or activation."""
+    def experts(
+        self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
+    ) -> Experts | None:
+        """See `Weights.experts`; in kernels of their own, None where there are none for their codec or activation."""
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
         """Cache keys or values as `krasis.runtime.rows.store_rows` does."""
@@ -90,6 +92,13 @@ class Backend(Protocol):
 def rows_of(table: Tensor) -> Linear:
     """See `Backend.embedding`."""
     return lambda ids: functional.embedding(ids, table).float()
+
+
+def with_beside(experts: Experts, beside: Linear | None) -> Experts:
+    """See `Weights.experts`."""
+    if beside is None:
+        return experts
+    return lambda x, ids, weights: experts(x, ids, weights) + beside(x)
 
 
 def side_by_side(linears: Sequence[Linear]) -> Linear:

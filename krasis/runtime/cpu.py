@@ -24,6 +24,7 @@ from krasis.runtime.backend import (
     rows_of,
     side_by_side,
     strip_parts,
+    with_beside,
 )
 from krasis.runtime.heads import PackedHeads
 from krasis.runtime.ops import CpuOps
@@ -76,14 +77,16 @@ class CpuBackend:
         product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
         return PackedHeads(matrices, lambda x: product.each(x).view(x.shape[0], -1, rows))
 
-    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
+    def experts(
+        self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
+    ) -> Experts | None:
         w13, w2 = records.first["w13"], records.first["w2"]
         native = _native_activation(activation)
         if native is None or not (w13.spec.quantized and w2.spec.quantized):
             return None
         shape = ExpertShape(records.count, records.stride, w13.spec.shape[1], w2.spec.shape[1])
         b13, b2 = (records.first[name].values if name in records.first else None for name in ("b13", "b2"))
-        return NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
+        return with_beside(NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2), beside)
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
         if scales is None:

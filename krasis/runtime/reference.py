@@ -40,7 +40,9 @@ class ReferenceBackend:
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         return PackedHeads(matrices, each_head([self.linear(matrix) for matrix in matrices]))
 
-    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
+    def experts(
+        self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
+    ) -> Experts | None:
         return None
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:

@@ -9,7 +9,7 @@ from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.pack.reader import Pack
-from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, packed_matrix, strip_parts
+from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, packed_matrix, strip_parts, with_beside
 from krasis.runtime.experts import RoutedExperts
 from krasis.runtime.moments import Moments
 from krasis.runtime.tracer import Tracer
@@ -51,11 +51,11 @@ class PackWeights:
         count = self._pack.segment(segment, self._layout(segment)).count
         return self._backend.heads([self._matrices(segment, head)[name] for head in range(count)])
 
-    def experts(self, segment: str, activation: Activation) -> Experts:
+    def experts(self, segment: str, activation: Activation, beside: Linear | None = None) -> Experts:
         layer = int(segment.split(".")[1])
-        experts = None if self._moments else self._backend.experts(layer, self._records(segment), activation)
+        experts = None if self._moments else self._backend.experts(layer, self._records(segment), activation, beside)
         if experts is None:
-            experts = self._one_by_one(segment, layer, activation)
+            experts = with_beside(self._one_by_one(segment, layer, activation), beside)
         return experts if self._tracer is None else _traced(experts, layer, self._tracer)
 
     def _stored(self, segment: str, name: str) -> Tensor:

@@ -24,10 +24,8 @@ class Moe:
         shared: Linear | None = None,
     ) -> None:
         self._router = weights.linear(name, "router")
-        self._experts = weights.experts(f"{name}.experts", activation)
+        self._experts = weights.experts(f"{name}.experts", activation, shared)
         self._route = route
-        self._shared = shared
 
     def __call__(self, x: Tensor) -> Tensor:
-        routed = self._experts(x, *self._route(self._router(x)))
-        return routed if self._shared is None else routed + self._shared(x)
+        return self._experts(x, *self._route(self._router(x)))

@@ -17,7 +17,7 @@ from krasis.runtime.placement.outline import LAYOUT
 
 
 class CudaBackend:
-    """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation)` gives those of a layer.
+    """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation, beside)` gives those of a layer.
 
     `position`, int32 [1], is how far the sequence is. Results are bfloat16, or float32 where asked to be wide.
     """
@@ -27,7 +27,9 @@ class CudaBackend:
     kv: KvDtype = "bf16"
     exact_rows = False
 
-    def __init__(self, position: Tensor, scratch: Scratch, make_experts: Callable[[int, Activation], Experts]) -> None:
+    def __init__(
+        self, position: Tensor, scratch: Scratch, make_experts: Callable[[int, Activation, Linear | None], Experts]
+    ) -> None:
         self._make_experts, self._scratch = make_experts, scratch
         self.ops: Ops = CudaOps(position)
 
@@ -51,8 +53,10 @@ class CudaBackend:
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         return DeviceHeads(matrices)
 
-    def experts(self, layer: int, records: ExpertRecords, activation: Activation) -> Experts | None:
-        return self._make_experts(layer, activation)
+    def experts(
+        self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
+    ) -> Experts | None:
+        return self._make_experts(layer, activation, beside)
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
         raise NotImplementedError("a sequence on the GPU stores its rows itself")

@@ -7,7 +7,7 @@ from krasis.models.family import Activation
 from krasis.native.cuda.gemm import MOST_FEW
 from krasis.native.cuda.mailbox import DeviceMailbox
 from krasis.native.moe import NativeExperts
-from krasis.native.server import Mailbox, Server
+from krasis.native.server import Counts, Mailbox, Server
 from krasis.pack.reader import Pack
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.placement.outline import LAYOUT
@@ -48,6 +48,11 @@ class Colleague:
         """Posts will come soon."""
         if self._server is not None:
             self._server.wake()
+
+    @property
+    def counts(self) -> Counts:
+        """What the CPU did so far."""
+        return Counts(0, 0, 0.0) if self._server is None else self._server.counts
 
     def check(self) -> None:
         """Raises KrasisError if the CPU failed or did not answer, once the device is done with what it was given."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.models.family import Activation, Experts
+from krasis.models.family import Activation, Experts, Linear
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Form, Scratch
 from krasis.pack.reader import Pack
@@ -25,7 +25,7 @@ class Hybrid:
         self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
         self._colleague = colleague
 
-    def layer(self, layer: int, activation: Activation) -> Experts:
+    def layer(self, layer: int, activation: Activation, beside: Linear | None) -> Experts:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
         segment = self._pack.segment(segment_of(layer), LAYOUT)
         form = expert_form(segment.tensors, activation)
@@ -34,22 +34,28 @@ class Hybrid:
 
         def experts(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
             run = self._few if self._stream.way == "few" else self._many
-            return run(layer, form, x, ids, weights)
+            return run(layer, form, x, ids, weights, beside)
 
         return experts
 
-    def _few(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def _few(
+        self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor, beside: Linear | None
+    ) -> Tensor:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         colleague = self._colleague if self._residents.cold[layer] else None
         if colleague is not None:
             colleague.post(layer, x, ids, weights, self._residents.where[layer])
         experts_few(form, self._residents.table[layer], x, ids, weights, h, out, self._scratch)
+        if beside is not None:
+            out += beside(x)
         if colleague is not None:
             colleague.wait_add(out)
         return out
 
-    def _many(self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def _many(
+        self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor, beside: Linear | None
+    ) -> Tensor:
         routes = sort(ids, len(self._residents.table[layer]))
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         y = torch.empty(ids.numel(), form.hidden, dtype=torch.bfloat16, device=x.device)
@@ -57,7 +63,10 @@ class Hybrid:
             part = batch(routes, experts)
             experts_up(form, table, part, x, h)
             experts_down(form, table, part, h, y)
-        return combine(y, ids, weights, torch.empty(x.shape, dtype=torch.float32, device=x.device))
+        out = combine(y, ids, weights, torch.empty(x.shape, dtype=torch.float32, device=x.device))
+        if beside is not None:
+            out += beside(x)
+        return out
 
 
 def expert_form(tensors: tuple[TensorSpec, ...], activation: Activation) -> ExpertForm:
