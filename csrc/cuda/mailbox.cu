@@ -27,39 +27,66 @@ __device__ void store_quad(bf16 *x, int64_t quad, float4 v) {
 __device__ bool is_cold(int32_t id, const int32_t *where) { return id >= 0 && where[id] < 0; }
 
 // Asked by every warp for itself, so that none waits for another.
-__device__ bool any_cold(const int32_t *ids, const int32_t *where, int pairs) {
-    bool cold = false;
-    for (int i = threadIdx.x % kWarp; i < pairs; i += kWarp)
-        cold |= is_cold(ids[i], where);
-    return __ballot_sync(0xffffffffu, cold) != 0;
+__device__ int count_cold(const int32_t *ids, const int32_t *where, int pairs) {
+    int count = 0;
+    for (int first = 0; first < pairs; first += kWarp) {
+        const int i = first + threadIdx.x % kWarp;
+        count += __popc(__ballot_sync(0xffffffffu, i < pairs && is_cold(ids[i], where)));
+    }
+    return count;
+}
+
+__device__ bool is_read(const krasis_cuda_split &split, int cold, int rank) {
+    return split.read && rank < split.read[cold];
+}
+
+// The first warp's: addresses of what the device reads itself, and what is left for the CPU.
+__device__ void divide(const krasis_cuda_split &split, const krasis_slot &slot, bool posts, int cold, const int32_t *ids,
+                       const float *weights, const int32_t *where, int pairs) {
+    int before = 0;
+    for (int first = 0; first < pairs; first += kWarp) {
+        const int lane = threadIdx.x % kWarp, i = first + lane;
+        const bool is = i < pairs && is_cold(ids[i], where);
+        const unsigned all = __ballot_sync(0xffffffffu, is);
+        const bool read = is && is_read(split, cold, before + __popc(all & ((1u << lane) - 1)));
+        before += __popc(all);
+        if (i >= pairs)
+            continue;
+        if (split.read) {
+            const int id = ids[i];
+            split.records[i] = read ? split.host + id * split.stride : id < 0 || is ? 0 : split.table[id];
+        }
+        if (posts) {
+            slot.ids[i] = is && !read ? ids[i] : -1;
+            slot.weights[i] = weights[i];
+        }
+    }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     post(Slots slots, krasis_mailbox_state *state, int layer, int tokens, const T *x, int quads, const int32_t *ids,
-         const float *weights, const int32_t *where, int pairs) {
+         const float *weights, const int32_t *where, int pairs, krasis_cuda_split split) {
     const int thread = threadIdx.x;
     // Under way while the experts are looked up.
     float4 values = thread < quads ? load_quad(x, thread) : make_float4(0, 0, 0, 0);
     const uint32_t number = state->number + 1;
-    const bool cold = !state->failed && any_cold(ids, where, pairs);
+    const int cold = count_cold(ids, where, pairs);
+    const bool posts = !state->failed && cold > (split.read ? split.read[cold] : 0);
     const krasis_slot slot = slots.of(number);
-    if (cold) {
+    if (posts)
         for (int quad = thread; quad < quads; quad += kThreads) {
             store_quad(slot.x, quad, values);
             if (quad + kThreads < quads)
                 values = load_quad(x, quad + kThreads);
         }
-        for (int i = thread; i < pairs; i += kThreads) {
-            slot.ids[i] = is_cold(ids[i], where) ? ids[i] : -1;
-            slot.weights[i] = weights[i];
-        }
-    }
+    if (thread < kWarp)
+        divide(split, slot, posts, cold, ids, weights, where, pairs);
     __syncthreads();
     if (thread)
         return;
-    state->waits = cold;
-    if (!cold)
+    state->waits = posts;
+    if (!posts)
         return;
     state->number = number;
     slot.post->layer = layer;
@@ -120,8 +147,11 @@ int check(const krasis_mailbox *mailbox, int tokens, const void *rows, int type)
 
 extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
                                 const void *x, int x_type, const int32_t *ids, const float *weights,
-                                const int32_t *where, void *stream) {
+                                const int32_t *where, const krasis_cuda_split *split, void *stream) {
     if (!state || !x || !ids || !weights || !where)
+        return KRASIS_ERROR_NULL;
+    const krasis_cuda_split given = split ? *split : krasis_cuda_split{};
+    if (given.read && (!given.table || !given.records || !given.host))
         return KRASIS_ERROR_NULL;
     if (const int status = check(mailbox, tokens, x, x_type))
         return status;
@@ -129,9 +159,9 @@ extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
     const int quads = tokens * mailbox->hidden / kQuad, pairs = tokens * mailbox->chosen;
     if (x_type == KRASIS_FLOAT32)
         return launch(post<float>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const float *)x, quads, ids,
-                      weights, where, pairs);
+                      weights, where, pairs, given);
     return launch(post<bf16>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const bf16 *)x, quads, ids, weights,
-                  where, pairs);
+                  where, pairs, given);
 }
 
 extern "C" int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,

@@ -118,12 +118,22 @@ typedef struct krasis_mailbox_state {
     uint32_t failed; /* once a wait was in vain: nothing is posted any more, nor waited for */
 } krasis_mailbox_state;
 
+/* How cold pairs are divided: of n of them the device reads the first read[n] itself, from the records at `host`, `stride`
+ * bytes apart, and the CPU gets the others. records[pair] receives the address of what the device is to read, 0 for none:
+ * where a pair's expert is resident that is in table[expert]. Without `read` all are the CPU's, and nothing is written. */
+typedef struct krasis_cuda_split {
+    const int32_t *read; /* [pairs + 1] */
+    const int64_t *table;
+    int64_t host, stride;
+    int64_t *records; /* [pairs] */
+} krasis_cuda_split;
+
 /* Posts the pairs of x[tokens][hidden] (float32 or bf16), ids and weights [tokens][chosen] whose expert is cold:
- * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where no pair is cold. The sizes but
- * `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to four elements. */
+ * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where no pair is left to the CPU.
+ * `split` may be null. The sizes but `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to four elements. */
 KRASIS_API int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
                                 const void *x, int x_type, const int32_t *ids, const float *weights,
-                                const int32_t *where, void *stream);
+                                const int32_t *where, const krasis_cuda_split *split, void *stream);
 
 /* out[tokens][hidden] += y of the post before, which had as many tokens, once the CPU has answered; at once and nothing
  * where none was made. out is float32, or bf16 rounded once, aligned to four elements. A reply that is an error, or that

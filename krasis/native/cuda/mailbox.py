@@ -16,8 +16,36 @@ TIMEOUT = 10.0
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STATE = 3
 
-_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, POINTER, POINTER, POINTER)
+_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 4)
 _wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
+
+
+class _CSplit(ctypes.Structure):
+    """`krasis_cuda_split`."""
+
+    _fields_ = (
+        ("read", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("host", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("records", ctypes.c_void_p),
+    )
+
+
+class Split:
+    """Of n cold pairs of a token the device itself reads the first read[n], int32 [pairs + 1].
+
+    The records of all experts are at `host`, as the device sees it, `stride` bytes apart. After a post `records`, int64
+    [pairs], has the address of what the device is to read for each pair, 0 for none; `table`, int64 [experts], those
+    of resident ones. `pairs`, int32 [1, pairs], are the indices into `records`.
+    """
+
+    def __init__(self, read: Tensor, table: Tensor, host: int, stride: int) -> None:
+        self.records = torch.zeros(len(read) - 1, dtype=torch.int64, device=read.device)
+        self.pairs = torch.arange(len(read) - 1, dtype=torch.int32, device=read.device)[None]
+        self._kept = (read, table)
+        self._struct = _CSplit(read.data_ptr(), table.data_ptr(), host, stride, self.records.data_ptr())
+        self.address = ctypes.addressof(self._struct)
 
 
 class DeviceMailbox:
@@ -34,8 +62,11 @@ class DeviceMailbox:
         self._state = torch.zeros(_STATE, dtype=torch.int32, device=device)
         self._there = self._state.device  # numbered, as those of tensors are
 
-    def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
-        """Hand the CPU the pairs whose expert is cold: `where` int32 [experts] is negative for those.
+    def post(
+        self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor, split: Split | None = None
+    ) -> None:
+        """Hand the CPU the pairs whose expert is cold, but for those of `split`: `where` int32 [experts] is negative
+        for cold ones.
 
         x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer`
         is the server's. Raises InputError for other tensors.
@@ -49,7 +80,8 @@ class DeviceMailbox:
             raise InputError(f"where is {where.dtype}", expected="int32")
         kind = self._type_of(x)
         self._check(x, ids, weights, where)
-        _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where)
+        how = None if split is None else split.address
+        _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where, how)
 
     def wait_add(self, out: Tensor) -> None:
         """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from krasis.models.family import Activation
 from krasis.native.cuda.gemm import MOST_FEW
-from krasis.native.cuda.mailbox import DeviceMailbox
+from krasis.native.cuda.mailbox import DeviceMailbox, Split
 from krasis.native.moe import NativeExperts
 from krasis.native.server import Counts, Mailbox, Server
 from krasis.pack.reader import Pack
@@ -36,9 +36,11 @@ class Colleague:
         """Answer from now on."""
         self._server = Server(self._cpu.pool, self._layers, self._box)
 
-    def post(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor) -> None:
+    def post(
+        self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor, split: Split | None = None
+    ) -> None:
         """See `DeviceMailbox.post`."""
-        self._device.post(self._number[layer], x, ids, weights, where)
+        self._device.post(self._number[layer], x, ids, weights, where, split)
 
     def wait_add(self, out: Tensor) -> None:
         """See `DeviceMailbox.wait_add`."""

@@ -1,7 +1,7 @@
 """A pack on a GPU: planned, registered, placed, and run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,6 +13,7 @@ from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cuda.gemm import Scratch
+from krasis.native.cuda.mailbox import Split
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -20,11 +21,12 @@ from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.cuda.backend import CudaBackend
 from krasis.runtime.cuda.colleague import Colleague
+from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.lanes import Lanes
-from krasis.runtime.cuda.passes import FEW, Crossover, Way
+from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residents
+from krasis.runtime.cuda.residents import Residents, records_of
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
@@ -40,6 +42,9 @@ from krasis.runtime.rates import Rates, known
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
+
+STEPS = (8, 4, 2, 1)
+"""Tokens that are taken together in captured steps."""
 
 PROMPT = 10_000
 """Tokens that most prompts have at most; longer ones may be taken in several passes."""
@@ -99,7 +104,7 @@ class CudaEngine(Engine):
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer.
-        self._step = None if trace else self._captured()
+        self._steps = {} if trace else self._captured()
         self.started.done("capture")
 
     def _place(self, pack: Pack, threads: int | None) -> None:
@@ -116,7 +121,7 @@ class CudaEngine(Engine):
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads)
         self._colleague = self._colleague_for()
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
         self.backend = CudaBackend(place, scratch, hybrid.layer)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
@@ -127,8 +132,23 @@ class CudaEngine(Engine):
         """The CPU, where some experts are not resident."""
         if not any(self.residents.cold.values()):
             return None
-        chosen = int(msgspec.structs.asdict(self.spec)["experts_per_token"])
-        return Colleague(self.cpu, chosen, self.spec.hidden_size, self.device)
+        return Colleague(self.cpu, self._chosen, self.spec.hidden_size, self.device)
+
+    def _splits(self, pack: Pack) -> dict[int, Split]:
+        """How the experts that a token misses are divided, for layers where some may be missed."""
+        splits: dict[int, Split] = {}
+        if not self._store.registered:
+            return splits
+        for layer in (layer for layer, cold in self.residents.cold.items() if cold):
+            records, size = records_of(pack, layer)
+            read = torch.tensor(division(self._chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
+        return splits
+
+    @property
+    def _chosen(self) -> int:
+        """Experts of a token."""
+        return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
     def _ways(self, found: Candidates) -> Crossover:
         sizes = {(layer, e) for layer, cold in self.residents.cold.items() for e in cold}
@@ -154,17 +174,15 @@ class CudaEngine(Engine):
     @torch.inference_mode()
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
         """The same, on the device, and until the next call."""
-        if len(ids) == 1 and self._step is not None:
-            return self._decode(ids[0])
         for chunk, way in self._passes(ids):
-            hidden = self._forward(chunk, way)
-        found = self.model.logits(hidden[-1:])[0]
+            hidden, logits = self._forward(chunk, way)
+        found = self.model.logits(hidden[-1:])[0] if logits is None else logits
         self._check()
         return found
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
-        found = torch.cat([self._forward(chunk, way) for chunk, way in self._passes(ids)])
+        found = torch.cat([self._forward(chunk, way)[0].clone() for chunk, way in self._passes(ids)])
         self._check()
         return found
 
@@ -178,43 +196,45 @@ class CudaEngine(Engine):
             self._colleague.close()
         self._store.close()
 
-    def _decode(self, token: int) -> Tensor:
-        assert self._step is not None
-        self._state.check(1)
+    def _captured(self) -> dict[int, Step]:
+        """Tokens -> the graph of so many."""
         self.stream.begin("few")
-        if self._colleague is not None:
-            self._colleague.wake()
-        logits = self._step(token)
-        if self.device.type == "cuda":
-            self._state.moved(1)
-        self._check()
-        return logits
-
-    def _captured(self) -> Step:
+        steps: dict[int, Step] = {}
         with torch.inference_mode():
-            self.stream.begin("few")
-            step = Step(self._one, self.device)
+            for tokens in STEPS:
+                self._state.reset()
+                steps[tokens] = Step(self._few, tokens, self.device, steps[STEPS[0]].pool if steps else None)
         self._state.reset()
         self._check()
-        return step
+        return steps
 
-    def _one(self, token: Tensor) -> Tensor:
-        return self.model.logits(self.model.forward(token, self._state))[0]
+    def _few(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.model.forward(ids, self._state)
+        return hidden, self.model.logits(hidden[-1:])[0]
 
-    def _forward(self, ids: Tensor, way: Way) -> Tensor:
+    def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
+        """Hidden states, and logits after the last token where these are made anyway."""
+        self._state.check(len(ids))
         self.stream.begin(way)
         if way == "few" and self._colleague is not None:
             self._colleague.wake()
-        return self.model.forward(ids, self._state)
+        if way != "few" or len(ids) not in self._steps:
+            return self.model.forward(ids, self._state), None
+        found = self._steps[len(ids)](ids)
+        if self.device.type == "cuda":
+            self._state.moved(len(ids))
+        return found
 
-    def _passes(self, ids: list[int]) -> Sequence[tuple[Tensor, Way]]:
+    def _passes(self, ids: list[int]) -> Iterator[tuple[Tensor, Way]]:
         """Tokens that are taken together, and how they meet experts that are not resident."""
-        found = torch.tensor(ids, dtype=torch.int32, device=self.device)
-        passes: list[tuple[Tensor, Way]] = []
-        for chunk in torch.split(found, self.chunk):
-            way = self._crossover.best(len(chunk))
-            passes += [(part, way) for part in torch.split(chunk, FEW if way == "few" else self.chunk)]
-        return passes
+        for chunk in torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk):
+            if (way := self._crossover.best(len(chunk))) != "few":
+                yield chunk, way
+                continue
+            while len(chunk):
+                tokens = next(step for step in STEPS if step <= len(chunk))
+                yield chunk[:tokens], way
+                chunk = chunk[tokens:]
 
     def _check(self) -> None:
         """Raises KrasisError if the CPU failed the GPU."""
@@ -223,5 +243,8 @@ class CudaEngine(Engine):
             self._colleague.check()
 
     def _synchronize(self) -> None:
+        """Wait for the device, asleep: the CPU's threads need every core."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            done = torch.cuda.Event(blocking=True)
+            done.record()
+            done.synchronize()

@@ -8,6 +8,7 @@ from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
 from krasis.models.family import Activation, Experts, Linear
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Form, Scratch
+from krasis.native.cuda.mailbox import Split
 from krasis.pack.reader import Pack
 from krasis.pack.record import TensorSpec, sections
 from krasis.runtime.cuda.colleague import Colleague
@@ -17,13 +18,21 @@ from krasis.runtime.placement.outline import LAYOUT
 
 
 class Hybrid:
-    """Makes the experts of each layer. Those of a few tokens that are not resident are the `colleague`'s."""
+    """Makes the experts of each layer. Those of a few tokens that are not resident are the `colleague`'s, but for what
+    the split of a layer, for one token, leaves to the device.
+    """
 
     def __init__(
-        self, pack: Pack, residents: Residents, stream: Stream, scratch: Scratch, colleague: Colleague | None
+        self,
+        pack: Pack,
+        residents: Residents,
+        stream: Stream,
+        scratch: Scratch,
+        colleague: Colleague | None,
+        splits: dict[int, Split],
     ) -> None:
         self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
-        self._colleague = colleague
+        self._colleague, self._splits = colleague, splits
 
     def layer(self, layer: int, activation: Activation, beside: Linear | None) -> Experts:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
@@ -44,9 +53,12 @@ class Hybrid:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         colleague = self._colleague if self._residents.cold[layer] else None
+        records, split = self._residents.table[layer], self._splits.get(layer) if len(x) == 1 else None
         if colleague is not None:
-            colleague.post(layer, x, ids, weights, self._residents.where[layer])
-        experts_few(form, self._residents.table[layer], x, ids, weights, h, out, self._scratch)
+            colleague.post(layer, x, ids, weights, self._residents.where[layer], split)
+            if split is not None:
+                records, ids = split.records, split.pairs
+        experts_few(form, records, x, ids, weights, h, out, self._scratch)
         if beside is not None:
             out += beside(x)
         if colleague is not None:

@@ -26,7 +26,7 @@ class Residents:
         self._memory = arena  # what the addresses point into
         addresses = {layer: [0] * count for layer, count in experts.items()}
         for layer, expert in chosen:
-            records, size = _records(pack, layer)
+            records, size = records_of(pack, layer)
             place = arena.take(size)
             place.copy_(records[expert * size : (expert + 1) * size], non_blocking=True)
             addresses[layer][expert] = place.data_ptr()
@@ -40,6 +40,7 @@ class Residents:
         self.cold = {layer: [e for e, at in enumerate(found) if not at] for layer, found in addresses.items()}
 
 
-def _records(pack: Pack, layer: int) -> tuple[Tensor, int]:
+def records_of(pack: Pack, layer: int) -> tuple[Tensor, int]:
+    """All records of a layer's experts, uint8, and the bytes of one."""
     name = segment_of(layer)
     return pack.records(name, LAYOUT), pack.segment(name, LAYOUT).record_bytes

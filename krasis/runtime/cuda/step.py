@@ -1,38 +1,45 @@
-"""One decoded token as one captured graph: nothing of it is decided on the host."""
+"""A few tokens as one captured graph: nothing of it is decided on the host."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""ids int32 [tokens] -> hidden states [tokens, H] and logits float32 [vocabulary] after the last."""
+
 
 class Step:
-    """`forward(token)`, int32 [1] -> logits float32 [vocabulary], captured once and replayed for every token.
+    """`forward` of `tokens` tokens, captured once and replayed ever after.
 
-    What it reads of the sequence lies on the device. On the emulated one it is called anew.
+    What it reads of the sequence lies on the device. On the emulated one it is called anew. Steps of one `pool` share
+    memory: results hold until the next one is run.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    def __init__(self, forward: Forward, tokens: int, device: torch.device, pool: object = None) -> None:
         self._forward = forward
-        self._token = torch.zeros(1, dtype=torch.int32, device=device)
+        self._ids = torch.zeros(tokens, dtype=torch.int32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: Tensor | None = None
         if device.type == "cuda":
-            self._capture()
+            self._capture(pool)
 
-    def __call__(self, token: int) -> Tensor:
-        """Logits, until the next call."""
-        self._token.fill_(token)
+    @property
+    def pool(self) -> object:
+        """Where its memory is from."""
+        return None if self._graph is None else self._graph.pool()
+
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Forward`."""
+        self._ids.copy_(ids)
         if self._graph is None:
-            return self._forward(self._token)
-        assert self._logits is not None
+            return self._forward(self._ids)
         self._graph.replay()
-        return self._logits
+        return self._found
 
-    def _capture(self) -> None:
+    def _capture(self, pool: object) -> None:
         # Libraries set themselves up when first called, which can't be captured.
-        self._forward(self._token)
+        self._forward(self._ids)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward(self._token)
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._found = self._forward(self._ids)

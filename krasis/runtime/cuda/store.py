@@ -26,6 +26,11 @@ class HostStore:
                 f"the pack can't be registered with the GPU, so copies to it take several times as long: {error}"
             )
 
+    @property
+    def registered(self) -> bool:
+        """Whether kernels can read the pack where it lies."""
+        return bool(self._registered)
+
     def address(self, part: Tensor) -> int:
         """That a view of the pack has on the device; its own where it is not registered."""
         at = part.data_ptr()

@@ -1,0 +1,21 @@
+"""Who computes the experts that a token misses: the CPU, or the GPU, reading them over PCIe."""
+
+from krasis.runtime.rates import Rates
+
+BESIDE = 0.85
+"""Share of the rate of PCIe that is left to kernels' own reads while the CPU reads too."""
+
+HAND_OFFS = 2
+"""Hand-offs that asking the CPU costs: the round trip, and its threads' meetings."""
+
+
+def division(most: int, size: int, rates: Rates) -> list[int]:
+    """[most + 1]: of so many missed experts of `size` bytes, how many the GPU reads so that both are done soonest."""
+    beside = BESIDE * rates.pcie
+
+    def seconds(read: int, left: int) -> float:
+        host = rates.host_read if not read else max(rates.together - beside, rates.host_read / 2)
+        asked = HAND_OFFS * rates.hand_off_s + left * size / host if left else 0.0
+        return max(read * size / beside, asked)
+
+    return [min(range(missed + 1), key=lambda read: seconds(read, missed - read)) for missed in range(most + 1)]
