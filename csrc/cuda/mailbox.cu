@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kThreads)
     if (thread)
         return;
     state->waits = posts;
+    state->missed += cold;
     if (!posts)
         return;
     state->number = number;

@@ -116,6 +116,7 @@ typedef struct krasis_mailbox_state {
     uint32_t number; /* of the last post */
     uint32_t waits;  /* whether the last call posted anything */
     uint32_t failed; /* once a wait was in vain: nothing is posted any more, nor waited for */
+    uint32_t missed; /* cold pairs of all calls so far, modulo 2^32 */
 } krasis_mailbox_state;
 
 /* How cold pairs are divided: of n of them the device reads the first read[n] itself, from the records at `host`, `stride`

@@ -1,10 +1,10 @@
 """krasis bench."""
 
-import statistics
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from krasis.cli import bench_gpu
 from krasis.cli.console import Reporter, emit_json, human
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import (
@@ -18,7 +18,7 @@ from krasis.cli.options import (
     running,
     show_notes,
 )
-from krasis.cli.tables import print_facts, print_spreads
+from krasis.cli.tables import print_facts, print_spreads, spread
 from krasis.errors import KrasisError, UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def bench(
     from krasis.runtime.devices import open_backend
     from krasis.runtime.engine import Engine
     from krasis.runtime.limits import READ_BYTES, memory_to_read
+    from krasis.runtime.opening import runs_on_gpu
     from krasis.runtime.plan import check_context
 
     for flag, value in {"--prompt-tokens": prompt_tokens, "--decode-tokens": decode_tokens, "--runs": runs}.items():
@@ -63,6 +64,9 @@ def bench(
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
     check_context(spec, context, "--prompt-tokens, --decode-tokens")
     where = running(device, threads, layout, load, vram, kv, heat)
+    if runs_on_gpu(opened, where):
+        bench_gpu.bench(opened, where, prompt_tokens, decode_tokens, runs, json=json, agreement=agreement)
+        return
     backend, notes = open_backend(device, threads)
     if not isinstance(backend, CpuBackend):
         raise UsageError("the reference is not made to be fast", where="--device", expected="auto or cpu")
@@ -80,7 +84,7 @@ def bench(
             reporter.start("comparing with the reference", compared)
             distance = benching.agreement(opened, engine, ids[:compared])
             reporter.advance(compared)
-    config = _config(opened, engine) | {
+    config = config_of(opened, engine) | {
         "threads": backend.pool.threads,
         "isa": backend.pool.isa,
         "prompt": prompt,
@@ -101,7 +105,8 @@ def bench(
         raise KrasisError(f"the kernels are {distance:.3g} nats from the reference", where=pack, expected=expected)
 
 
-def _config(pack: "Pack", engine: "Engine") -> dict[str, Any]:
+def config_of(pack: "Pack", engine: "Engine") -> dict[str, Any]:
+    """What ran."""
     settings = pack.manifest.settings
     return {
         "model_type": pack.manifest.model["model_type"],
@@ -122,7 +127,7 @@ def _result(engine: "Engine", measured: "Measured", distance: float | None) -> d
     first = measured.runs[0]
     size = bytes_per_token(engine.spec, engine.segments, engine.layers, engine.kv, first.prompt + first.decoded // 2)
     read, prefill, decode = (
-        _spread(figures)
+        spread(figures)
         for figures in (
             [rate / 1e9 for rate in measured.read_rates],
             [run.prefill_tok_s for run in measured.runs],
@@ -133,9 +138,9 @@ def _result(engine: "Engine", measured: "Measured", distance: float | None) -> d
     prefill_ceiling = measured.product_rate / products_per_token(engine.spec, engine.segments)
     return {
         "prefill_tok_s": prefill,
-        "ttft_s": _spread([run.ttft_s for run in measured.runs]),
+        "ttft_s": spread([run.ttft_s for run in measured.runs]),
         "decode_tok_s": decode,
-        "ms_per_token": _spread([1000 / run.decode_tok_s for run in measured.runs]),
+        "ms_per_token": spread([1000 / run.decode_tok_s for run in measured.runs]),
         "hit_rate": None,
         "read_gb_s": read,
         "bytes_per_token": size,
@@ -146,10 +151,6 @@ def _result(engine: "Engine", measured: "Measured", distance: float | None) -> d
         "agreement": distance,
         "status": "FAIL" if distance is not None and distance > AGREEMENT_LIMIT else "PASS",
     }
-
-
-def _spread(figures: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(figures), "min": min(figures), "max": max(figures)}
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Tables for people: what a pack holds, kind by kind, in at most 100 columns."""
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -115,3 +116,8 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _percent(figure: float | None) -> str:
     return "" if figure is None else f"{figure:.3%}"
+
+
+def spread(figures: list[float]) -> dict[str, float]:
+    """Median and range, as JSON has them."""
+    return {"median": statistics.median(figures), "min": min(figures), "max": max(figures)}

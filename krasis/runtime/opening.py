@@ -15,6 +15,7 @@ from krasis.runtime.devices import Device, open_backend
 from krasis.runtime.engine import Engine
 from krasis.runtime.placement.outline import LAYOUT
 from krasis.runtime.plan import Load
+from krasis.runtime.rates import Rates
 
 LEAST_CAPABILITY = (8, 0)
 
@@ -35,6 +36,17 @@ class Where:
     heat: str | None = None
 
 
+def runs_on_gpu(pack: Pack, where: Where) -> bool:
+    """Whether a GPU is what `where` comes to. Raises UsageError where one is asked for that can't run the pack."""
+    if where.device in ("cpu", "reference"):
+        return False
+    why_not = _why_no_gpu(pack)
+    if why_not and where.device == "cuda":
+        expected, hint = "a GPU that can run the pack", "use --device cpu"
+        raise UsageError(why_not, where="--device cuda", expected=expected, hint=hint)
+    return not why_not
+
+
 def open_engine(
     pack: Pack,
     where: Where,
@@ -42,24 +54,21 @@ def open_engine(
     context: int,
     sequences: int = 1,
     progress: Progress | None = None,
+    rates: Rates | None = None,
     trace: bool = False,
     moments: bool = False,
 ) -> Engine:
-    """The engine for sequences of `context` tokens; its notes say what was chosen and why.
+    """The engine for sequences of `context` tokens; its notes say what was chosen and why. `rates` are the machine's.
 
     Raises UsageError for a device that is not there, FitError for what does not fit, InputError for a bad profile.
     """
     found = None if where.heat is None else profile.load(pack.path, where.heat, pack.manifest)
-    why_not = "asked for another" if where.device in ("cpu", "reference") else _why_no_gpu(pack)
-    if where.device == "cuda" and why_not:
-        raise UsageError(
-            why_not, where="--device cuda", expected="a GPU that can run the pack", hint="use --device cpu"
-        )
-    if not why_not and moments:
-        why_not = "importance matrices are summed on the CPU"
+    on_gpu, why_not = runs_on_gpu(pack, where), "importance matrices are summed on the CPU"
+    if on_gpu and moments:
         if where.device == "cuda":
             raise UsageError(why_not, where="--device cuda", hint="use --device cpu with --imatrix")
-    if not why_not:
+        on_gpu = False
+    if on_gpu:
         routing, notes = _routing(pack, None if found is None else found.routing())
         from krasis.runtime.cuda.engine import CudaEngine
 
@@ -74,12 +83,14 @@ def open_engine(
             heat=routing,
             load=where.load,
             threads=where.threads,
+            rates=rates,
             trace=trace,
         )
         engine.notes[:0] = notes
         return engine
     backend, notes = open_backend(where.device, where.threads)
     if where.device == "auto" and torch.cuda.is_available():
+        why_not = why_not if moments else _why_no_gpu(pack)
         notes.append(f"running on the CPU though there is a GPU: {why_not}")
     notes += [f"--{name} has no effect on the CPU" for name in ("vram", "heat") if getattr(where, name) is not None]
     engine = Engine(

@@ -14,7 +14,7 @@ TIMEOUT = 10.0
 """Seconds: a layer's experts may have to come from a disk first."""
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_STATE = 3
+_STATE, _MISSED = 4, 3
 
 _post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 4)
 _wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
@@ -92,6 +92,11 @@ class DeviceMailbox:
         kind = self._type_of(out)
         self._check(out)
         _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout)
+
+    @property
+    def missed(self) -> int:
+        """Cold pairs so far, modulo 2^32, whoever computed them; waits for the device."""
+        return int(self._state[_MISSED]) & 0xFFFFFFFF
 
     def check(self) -> None:
         """Raises KrasisError if a wait was in vain, among the calls that the device has finished."""

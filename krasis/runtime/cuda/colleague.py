@@ -52,6 +52,11 @@ class Colleague:
             self._server.wake()
 
     @property
+    def missed(self) -> int:
+        """See `DeviceMailbox.missed`."""
+        return self._device.missed
+
+    @property
     def counts(self) -> Counts:
         """What the CPU did so far."""
         return Counts(0, 0, 0.0) if self._server is None else self._server.counts

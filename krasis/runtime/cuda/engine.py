@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -50,6 +50,21 @@ PROMPT = 10_000
 """Tokens that most prompts have at most; longer ones may be taken in several passes."""
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of experts copied to the device; experts that a token of few missed, those of them that the CPU computed, and
+    seconds that took it.
+    """
+
+    copied: int = 0
+    missed: int = 0
+    on_cpu: int = 0
+    cpu_s: float = 0.0
+
+    def __sub__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
 @dataclass
 class Started:
     """Seconds of each step of a start."""
@@ -92,6 +107,7 @@ class CudaEngine(Engine):
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates = rates or known()
         wishes, found = Wishes((vram,), context, self.kv, PROMPT), outline(pack.manifest, pack.path)
+        self._outline, self._heat = found, heat
         self.placement = placement or plan_devices(found, self.rates, heat, wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
@@ -132,7 +148,7 @@ class CudaEngine(Engine):
         """The CPU, where some experts are not resident."""
         if not any(self.residents.cold.values()):
             return None
-        return Colleague(self.cpu, self._chosen, self.spec.hidden_size, self.device)
+        return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device)
 
     def _splits(self, pack: Pack) -> dict[int, Split]:
         """How the experts that a token misses are divided, for layers where some may be missed."""
@@ -141,12 +157,12 @@ class CudaEngine(Engine):
             return splits
         for layer in (layer for layer, cold in self.residents.cold.items() if cold):
             records, size = records_of(pack, layer)
-            read = torch.tensor(division(self._chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            read = torch.tensor(division(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
         return splits
 
     @property
-    def _chosen(self) -> int:
+    def chosen(self) -> int:
         """Experts of a token."""
         return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
@@ -160,6 +176,24 @@ class CudaEngine(Engine):
 
         layers = sum(bool(cold) for cold in self.residents.cold.values())
         return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
+
+    def traffic(self) -> Traffic:
+        """What moved so far; waits for the device."""
+        if self._colleague is None:
+            return Traffic(self.stream.copied)
+        counts = self._colleague.counts
+        return Traffic(self.stream.copied, self._colleague.missed, counts.pairs, counts.seconds)
+
+    def planned(self, prompt: int) -> Plan:
+        """The plan as it would be for prompts of `prompt` tokens."""
+        wishes = replace(self.placement.wishes, prompt=prompt)
+        return plan_devices(self._outline, self.rates, self._heat, wishes)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of an expert's record, on average."""
+        layers = [layer.experts for layer in self._outline.layers if layer.experts]
+        return sum(experts.count * experts.bytes for experts in layers) // sum(experts.count for experts in layers)
 
     @property
     def chunk(self) -> int:

@@ -1,0 +1,117 @@
+"""Measure a pack on a GPU: what moved over which path, and what the plan allows at the rates of the same minutes."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from krasis.errors import KrasisError
+from krasis.pack.progress import Progress
+from krasis.runtime.bench import Run
+from krasis.runtime.cuda.engine import CudaEngine, Traffic
+
+WARM = 1
+"""Runs that count for nothing: kernels are loaded, and libraries choose theirs."""
+
+
+@dataclass(frozen=True)
+class HybridRun:
+    """A run, and what moved for its prompt and for the tokens after it."""
+
+    run: Run
+    prefill: Traffic
+    decode: Traffic
+
+
+@dataclass(frozen=True)
+class HybridMeasured:
+    """Runs, and bytes of the device that were taken when they ended, the process' context included."""
+
+    runs: list[HybridRun]
+    used: int
+
+
+def hit_rate(engine: CudaEngine, runs: list[HybridRun]) -> float | None:
+    """Share of decoded tokens' experts that were resident, None without experts."""
+    routed = sum(found.run.decoded for found in runs) * len(engine.experts_of) * engine.chosen
+    return 1 - sum(found.decode.missed for found in runs) / routed if routed else None
+
+
+def measure(engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress: Progress) -> HybridMeasured:
+    """Run `ids` so often: the first `prompt` at once, then the others one by one, each followed by a greedy choice.
+
+    Raises KrasisError for logits that are not finite.
+    """
+    progress.start("measuring", (runs + WARM) * len(ids))
+    found = [_run(engine, ids, prompt, progress) for _ in range(runs + WARM)][WARM:]
+    free, total = torch.cuda.mem_get_info(engine.device)
+    return HybridMeasured(found, total - free)
+
+
+def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress) -> HybridRun:
+    state, at_first = engine.new_state(), engine.traffic()
+    begin = time.perf_counter()
+    int(engine.last_logits(ids[:prompt], state).argmax())
+    ttft = time.perf_counter() - begin
+    between = engine.traffic()
+    progress.advance(prompt)
+    begin = time.perf_counter()
+    for token in ids[prompt:]:
+        logits = engine.last_logits([token], state)
+        int(logits.argmax())
+    decode = time.perf_counter() - begin
+    progress.advance(len(ids) - prompt)
+    if not bool(logits.isfinite().all()):
+        raise KrasisError(f"logits are not finite after {len(ids)} tokens")
+    run = Run(prompt, len(ids) - prompt, ttft, decode)
+    return HybridRun(run, between - at_first, engine.traffic() - between)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Tokens a second that the machine's rates allow, and the parts of their seconds; see `placement.speed`."""
+
+    prefill_parts: dict[str, float]
+    decode_parts: dict[str, float]
+    prompt: int
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.prompt / max(self.prefill_parts.values())
+
+    @property
+    def decode_tok_s(self) -> float:
+        return 1 / sum(self.decode_parts.values())
+
+
+def ceilings(engine: CudaEngine, runs: list[HybridRun]) -> Ceilings:
+    """What the plan allows for the prompt, and for a token that misses as many experts as these did."""
+    prompt, decoded = runs[0].run.prompt, sum(found.run.decoded for found in runs)
+    made, size = engine.planned(prompt), engine.expert_bytes
+    decode, rates = dict(made.decode_parts), engine.rates
+    expected = decode["missed experts"] * rates.together
+    missed = sum(found.decode.missed for found in runs) / decoded * size
+    decode["missed experts"] = missed / rates.together
+    decode["device memory"] += (expected - missed) / rates.device_read
+    return Ceilings(made.prefill_parts, decode, prompt)
+
+
+def phases(engine: CudaEngine, runs: list[HybridRun]) -> dict[str, dict[str, dict[str, float]]]:
+    """Phase -> path -> bytes of experts of a median prompt or of a token, and how many a second while they moved.
+
+    What the GPU reads of host memory itself moves while tokens are computed, so its rate is that of whole tokens.
+    """
+    size, decoded = engine.expert_bytes, sum(found.run.decoded for found in runs)
+    on_cpu, missed = (sum(getattr(found.decode, name) for found in runs) for name in ("on_cpu", "missed"))
+    decode_s, cpu_s = sum(found.run.decode_s for found in runs), sum(found.decode.cpu_s for found in runs)
+    middle = sorted(runs, key=lambda found: found.run.ttft_s)[len(runs) // 2]
+    found: dict[str, dict[str, dict[str, float]]] = {"prefill": {}, "decode": {}}
+    if middle.prefill.copied:
+        copied = float(middle.prefill.copied)
+        found["prefill"]["PCIe"] = {"bytes": copied, "rate": copied / middle.run.ttft_s}
+    if on_cpu:
+        found["decode"]["CPU"] = {"bytes": on_cpu * size / decoded, "rate": on_cpu * size / cpu_s}
+    if missed > on_cpu:
+        read = (missed - on_cpu) * size
+        found["decode"]["PCIe"] = {"bytes": read / decoded, "rate": read / decode_s}
+    return found
