@@ -3,8 +3,8 @@
 python -m bench.hybrid PACK... --text FILE...
 
 For each pack and precision of its cache: the loss on text by prefill and by decode with all experts on the GPU, half of
-them and none, beside the CPU's; and 200 tokens continued greedily, which must be the same wherever experts lie, or differ
-first where two logits are closer than rounding.
+them and none, beside that of the CPU with the same cache; and 200 tokens continued greedily, which must be the same
+wherever experts lie, or differ first where two logits are closer than rounding.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from krasis.models.conform import read_spec
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.cpu import CpuBackend
@@ -84,23 +83,22 @@ def main() -> None:
     parser.add_argument("--emulated", action="store_true", help="run on the emulated GPU")
     args = parser.parse_args()
     device, backend = torch.device("cpu") if args.emulated else torch.device("cuda", 0), CpuBackend(args.threads)
-    print(
-        f"{'pack':<16} {'cache':<5} {'experts on GPU':<14} {'prefill':>8} {'d':>8} {'decode':>8} {'d':>8}  greedy  seconds"
-    )
+    heads = ("pack", "cache", "on GPU", "prefill", "apart", "decode", "apart", "greedy", "seconds")
+    print("{:<12} {:<5} {:<9} {:>8} {:>8} {:>8} {:>8}  {:<6} {}".format(*heads))
     failed = False
     for path in args.packs:
         pack = Pack(path)
-        tokenizer, spec = Tokenizer(pack), read_spec(pack)
+        tokenizer = Tokenizer(pack)
         texts = [tokenizer.encode(text.read_text(encoding="utf-8"), special=False) for text in args.text]
         many, few = [ids[: args.tokens] for ids in texts], [ids[: args.decoded] for ids in texts]
-        cpu = Engine(pack, backend, context=WINDOW)
-        expected = loss(cpu, many, "prefill"), loss(cpu, few, "decode")
-        print(f"{path.name:<16} bf16  {'(CPU)':<14} {expected[0]:8.5f} {'':>8} {expected[1]:8.5f}")
-        for kv in ("bf16", "fp8"):
+        name, found = str(pack.manifest.model["model_type"]), outline(pack.manifest)
+        for kv in LIMITS:
+            cpu = Engine(pack, backend, context=WINDOW, kv=kv)
+            expected = loss(cpu, many, "prefill"), loss(cpu, few, "decode")
+            print(f"{name:<12} {kv:<5} {'(CPU)':<9} {expected[0]:8.5f} {'':>8} {expected[1]:8.5f}")
             first: Greedy | None = None
             for share in (1.0, 0.5, 0.0):
                 begin = time.perf_counter()
-                found = outline(pack.manifest)
                 roomy = plan(found, REFERENCE, None, Wishes((ROOMY,), WINDOW, kv, PROMPT))
                 placed = with_residents(roomy, found, share)
                 engine = CudaEngine(
@@ -108,6 +106,7 @@ def main() -> None:
                 )
                 losses = loss(engine, many, "prefill"), loss(engine, few, "decode")
                 tokens = greedy(engine, texts[0][:64])
+                engine.close()
                 first = first or tokens
                 same = compared(first, tokens)
                 apart = [a - b for a, b in zip(losses, expected, strict=True)]
@@ -115,14 +114,8 @@ def main() -> None:
                 failed |= not ok
                 hot = f"{len(placed.devices[0].residents)} of {sum(engine.experts_of.values())}"
                 figures = " ".join(f"{a:8.5f} {d:+8.5f}" for a, d in zip(losses, apart, strict=True))
-                seconds = time.perf_counter() - begin
-                print(
-                    f"{spec.__class__.__module__.split('.')[-1]:<16} {kv:<5} {hot:<14} {figures}  {same}  {seconds:.1f}",
-                    "" if ok else "FAIL",
-                    flush=True,
-                )
-                engine.close()
-                del engine
+                seconds = f"{time.perf_counter() - begin:.1f}{'' if ok else ' FAIL'}"
+                print(f"{name:<12} {kv:<5} {hot:<9} {figures}  {same:<6} {seconds}", flush=True)
     raise SystemExit(failed)
 
 

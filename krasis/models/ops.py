@@ -93,6 +93,9 @@ class Ops(Protocol):
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
         """x sigmoid(gate), both [tokens, n]."""
 
+    def open_rows(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x [tokens, n] times sigmoid(gate [tokens, 1])."""
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """[tokens, 2 n], gate beside up -> `swiglu` [tokens, n]."""
 
@@ -137,6 +140,10 @@ class TorchOps:
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
         return x * gate.sigmoid()
+
+    def open_rows(self, x: Tensor, gate: Tensor) -> Tensor:
+        # By an operation on rows: torch rounds the sigmoid of a single value by where in the tensor it lies.
+        return x * self.gate(torch.ones_like(gate), gate)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return swiglu(*gate_up.chunk(2, dim=-1))

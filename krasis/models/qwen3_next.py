@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from krasis.models.blocks.decoder import Decoder, Layer
@@ -259,6 +258,4 @@ class _Shared:
         self._mlp = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate = self._gate(x)
-        # By an operation on rows: torch rounds the sigmoid of a single value by where in the tensor it lies.
-        return self._ops.gate(torch.ones_like(gate), gate) * self._mlp(x)
+        return self._ops.open_rows(self._mlp(x), self._gate(x))

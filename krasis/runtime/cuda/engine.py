@@ -52,8 +52,8 @@ PROMPT = 10_000
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of experts copied to the device; experts that a token of few missed, those of them that the CPU computed, and
-    seconds that took it.
+    """Bytes of experts copied to the device; pairs of few tokens and experts that were not resident, those of them that
+    the CPU computed, and seconds that took it.
     """
 
     copied: int = 0

@@ -2,15 +2,13 @@
 
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
 from krasis.native.cuda import delta, ops
 from krasis.native.cuda.delta import DeltaNet
-
-FOURS = 4
-"""Pointwise kernels take rows of a multiple of so many."""
 
 
 class CudaOps(TorchOps):
@@ -39,7 +37,12 @@ class CudaOps(TorchOps):
         return q, kv
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        return super().gate(x, gate) if x.shape[-1] % FOURS else ops.gate(x, gate)
+        return ops.gate(x, gate)
+
+    def open_rows(self, x: Tensor, gate: Tensor) -> Tensor:
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        ops.add_gated(out, x, gate)
+        return out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return ops.swiglu(gate_up)

@@ -1,4 +1,4 @@
-"""What a sequence remembers on the GPU, allocated once; how far it is lies there too, where captured kernels read it."""
+"""What a sequence remembers on the GPU, allocated once, and how far it is: captured kernels read that there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
