@@ -106,9 +106,9 @@ class PackWriter:
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
-    def open(self, name: str, plans: list[SegmentPlan]) -> FileWriter:
+    def open(self, name: str, plans: list[SegmentPlan], *, mapped: bool = True) -> FileWriter:
         """Begin a file, to be given to `finish`, or closed and forgotten. Raises FitError on a full disk."""
-        return FileWriter(self._scratch(name), name, plans)
+        return FileWriter(self._scratch(name), name, plans, mapped=mapped)
 
     def finish(self, file: FileWriter) -> None:
         """Give a file whose records were all written its name, and note it in the journal."""

@@ -3,9 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from krasis import __version__, models
 from krasis.convert import encodings
 from krasis.convert.assign import choose, plan_group
 from krasis.convert.planned import PlannedFile
-from krasis.convert.workers import Workers
 from krasis.errors import InputError, UsageError
 from krasis.heat import profile
 from krasis.heat.profile import HeatProfile, Text, Tokens, layers_of
@@ -33,6 +30,7 @@ from krasis.pack.record import TensorSpec
 from krasis.pack.writer import PackWriter
 from krasis.synth import popularity, tokenizer, values
 from krasis.synth.codes import Matrices
+from krasis.synth.fill import fill
 from krasis.synth.popularity import Popularity
 from krasis.synth.values import Values
 
@@ -96,16 +94,7 @@ class Synthesis:
             left = [file for file in self.files if file.name not in writer.finished]
             progress.start("making weights up", sum(file.bytes for file in left))
             weights = Weights(self.spec, recipe, self.files)
-            with ExitStack() as opened, Workers[None](1) as closers, Workers[int](jobs) as fillers:
-                for file in left:
-                    out = writer.open(file.name, file.plans)
-                    opened.callback(out.close)
-                    for plans in file.segments:
-                        for index in range(plans[0].count):
-                            fillers.submit(partial(weights.put, out, plans, index), progress.advance)
-                    fillers.drain()
-                    closers.submit(partial(writer.finish, out), lambda _: None)
-                closers.drain()
+            fill(writer, left, weights.put, jobs, progress.advance)
             manifest = writer.publish(
                 tool=self._tool,
                 settings=recipe.settings,
@@ -191,15 +180,18 @@ class Weights:
                         spread = values.matrix_spread(tensor, spec)
                         self._matrices[self._alike(tensor)] = Matrices(tensor, orders, spread, drawn)
 
-    def put(self, out: FileWriter, plans: list[SegmentPlan], index: int) -> int:
-        """Write a record in every layout. Returns its bytes."""
-        self.fill({plan.layout: out.arrays(plan.name, plan.layout, index) for plan in plans}, plans[0], index)
-        for plan in plans:
-            out.seal(plan.name, plan.layout, index)
-        return sum(plan.record_bytes for plan in plans)
+    def put(self, out: FileWriter, plans: list[SegmentPlan], indices: range) -> int:
+        """Write some records in every layout. Returns their bytes."""
+        records = [torch.zeros(plan.record_bytes, dtype=torch.uint8) for plan in plans]
+        arrays = {plan.layout: plan.arrays(record) for plan, record in zip(plans, records, strict=True)}
+        for index in indices:
+            self.fill(arrays, plans[0], index)
+            for plan, record in zip(plans, records, strict=True):
+                out.write(plan.name, plan.layout, index, record)
+        return len(indices) * sum(plan.record_bytes for plan in plans)
 
     def fill(self, arrays: Mapping[str, Arrays], plan: SegmentPlan, index: int) -> None:
-        """Layout -> the zeroed sections of a record, which get weights."""
+        """Layout -> the sections of a record, zeroed or those of another of the segment, which get weights."""
         rng = self._rng(plan.name, index)
         for tensor in plan.tensors:
             if tensor.quantized:
