@@ -1,7 +1,7 @@
 """A pack on a GPU: planned, registered, placed, and run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 import msgspec
@@ -13,7 +13,7 @@ from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cuda.gemm import Scratch
-from krasis.native.cuda.mailbox import Split
+from krasis.native.cuda.mailbox import TIMEOUT, Split
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -27,6 +27,7 @@ from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.room import check_room
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
@@ -81,7 +82,10 @@ class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
-    compute what few tokens choose of the others. `started` tells what starting took.
+    compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer. `started`
+    tells what starting took.
+
+    Raises FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class CudaEngine(Engine):
         rates: Rates | None = None,
         placement: Plan | None = None,
         trace: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.started, self.device, self.spec, self.kv = Started(), device, read_spec(pack), kv or "bf16"
         self._family = models.of(self.spec)
@@ -106,16 +111,23 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates = rates or known()
-        wishes, found = Wishes((vram,), context, self.kv, PROMPT), outline(pack.manifest, pack.path)
+        # Layers of dense weights are not streamed yet.
+        wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
+        found = outline(pack.manifest, pack.path)
         self._outline, self._heat = found, heat
         self.placement = placement or plan_devices(found, self.rates, heat, wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            check_room(
+                self.placement, free, lambda vram: plan_devices(found, self.rates, heat, replace(wishes, vram=(vram,)))
+            )
         self.started.done("plan")
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads)
+        self._place(pack, threads, timeout)
         self._crossover = self._ways(candidates(found, heat))
         self._synchronize()
         self.started.done("load")
@@ -123,7 +135,7 @@ class CudaEngine(Engine):
         self._steps = {} if trace else self._captured()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
         arena = Arena("dense weights", planned.dense, device)
@@ -136,7 +148,7 @@ class CudaEngine(Engine):
         self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads)
-        self._colleague = self._colleague_for()
+        self._colleague = self._colleague_for(timeout)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
         self.backend = CudaBackend(place, scratch, hybrid.layer)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
@@ -144,11 +156,11 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             self._colleague.open()
 
-    def _colleague_for(self) -> Colleague | None:
+    def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
         if not any(self.residents.cold.values()):
             return None
-        return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device)
+        return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
     def _splits(self, pack: Pack) -> dict[int, Split]:
         """How the experts that a token misses are divided, for layers where some may be missed."""
@@ -219,6 +231,11 @@ class CudaEngine(Engine):
         found = torch.cat([self._forward(chunk, way)[0].clone() for chunk, way in self._passes(ids)])
         self._check()
         return found
+
+    def next_hidden(self, ids: list[int], states: Sequence[SequenceState]) -> Tensor:
+        """The same, of the one sequence there is."""
+        (state,) = states
+        return self.all_hidden(ids, state)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
