@@ -15,7 +15,7 @@ from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 
 ROOMY, CONTEXT = 8 << 30, 96
-PREFILLED, DECODED = 16, 4
+PREFILLED, DECODED = 16, 3
 HOT, HALF, COLD = 1.0, 0.5, 0.0
 
 NEAR = {"bf16": 0.03, "fp8": 0.08}
@@ -114,9 +114,8 @@ def test_other_codecs(family, settings, device, pack_of, hybrid, expected, ids):
 
 
 @on_devices
-@pytest.mark.parametrize("share", [HALF, COLD])
-def test_ways_through_a_prompt_agree(family, share, device, pack_of, hybrid, ids):
-    engine = hybrid(pack_of(family), device, share)
+def test_ways_through_a_prompt_agree(family, device, pack_of, hybrid, ids):
+    engine = hybrid(pack_of(family), device, HALF)
     whole, _ = prefilled(engine, ids[:PREFILLED], "whole")
     copied = engine.stream.copied
     touched, _ = prefilled(engine, ids[:PREFILLED], "touched")
@@ -146,20 +145,24 @@ def test_what_passes_through_is_every_cold_expert_once_a_pass(device, demo_pack,
 
 
 @on_devices
-def test_chunks_change_next_to_nothing(family, device, pack_of, hybrid, ids):
+@pytest.mark.parametrize(("family", "tokens"), [("qwen3_moe", 30), ("qwen3_next", 30), ("gpt_oss", CONTEXT)])
+def test_chunks_change_next_to_nothing(family, tokens, device, pack_of, hybrid, ids):
     """Also over what a sliding window has let go: that of gpt_oss sees 64 tokens."""
-    pack = pack_of(family)
-    at_once, state = prefilled(hybrid(pack, device, HALF), ids[:-2])
-    engine = hybrid(pack, device, HALF, chunk=20)
-    cut, cut_state = prefilled(engine, ids[:-2])
+    at_once, state = prefilled(hybrid(pack_of(family), device, HALF), ids[:tokens])
+    cut, cut_state = prefilled(hybrid(pack_of(family), device, HALF, chunk=20), ids[:tokens])
     assert apart(cut, at_once) < NEAR["bf16"]
-    assert state.position == cut_state.position == CONTEXT - 2
-    with pytest.raises(FitError, match=f"needs {CONTEXT + 1} positions: at most {CONTEXT} were planned"):
-        engine.all_hidden(ids[:3], cut_state)
-    engine.last_logits(ids[:1], cut_state)
-    engine.last_logits(ids[:1], cut_state)
-    with pytest.raises(FitError, match="positions"):
-        engine.last_logits(ids[:1], cut_state)
+    assert state.position == cut_state.position == tokens
+
+
+@on_devices
+def test_sequences_past_the_capacity_are_refused(device, demo_pack, hybrid, ids):
+    engine = hybrid(demo_pack(), device, HOT, context=PREFILLED + 1)
+    _, state = prefilled(engine, ids[:PREFILLED])
+    with pytest.raises(FitError, match=f"needs {PREFILLED + 2} positions: at most {PREFILLED + 1} were planned"):
+        engine.all_hidden(ids[:2], state)
+    engine.last_logits(ids[:1], state)
+    with pytest.raises(FitError, match=f"needs {PREFILLED + 2} positions"):
+        engine.last_logits(ids[:1], state)
 
 
 @on_devices
@@ -179,18 +182,6 @@ def test_a_sequence_goes_on_from_an_earlier_position(family, device, pack_of, hy
     first = decoded(engine, ids[PREFILLED : PREFILLED + 2], state)
     state.position = PREFILLED
     assert torch.equal(decoded(engine, ids[PREFILLED : PREFILLED + 2], state), first)
-
-
-@on_devices
-def test_what_a_window_let_go_is_gone(device, pack_of, hybrid, ids):
-    """A window of 64 tokens and chunks of 8: 71 rows, so that 88 tokens leave those from 17 on."""
-    engine = hybrid(pack_of("gpt_oss"), device, HOT, chunk=8)
-    _, state = prefilled(engine, ids[:88])
-    state.position = 80
-    with pytest.raises(KrasisError, match="position 16 of the sequence is gone: 17 or later"):
-        state.position = 79
-    assert state.position == 80
-    assert engine.new_state().position == 0
 
 
 @on_devices

@@ -252,9 +252,11 @@ class CudaEngine(Engine):
         self.stream.begin("few")
         steps: dict[int, Step] = {}
         with torch.inference_mode():
-            for tokens in STEPS:
+            # Each is run once before it is captured.
+            for tokens in (tokens for tokens in STEPS if 2 * tokens <= self.plan.context):
                 self._state.reset()
-                steps[tokens] = Step(self._few, tokens, self.device, steps[STEPS[0]].pool if steps else None)
+                pool = next(iter(steps.values())).pool if steps else None
+                steps[tokens] = Step(self._few, tokens, self.device, pool)
         self._state.reset()
         self._check()
         return steps
@@ -265,7 +267,6 @@ class CudaEngine(Engine):
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
-        self._state.check(len(ids))
         self.stream.begin(way)
         if way == "few" and self._colleague is not None:
             self._colleague.wake()
@@ -278,6 +279,7 @@ class CudaEngine(Engine):
 
     def _passes(self, ids: list[int]) -> Iterator[tuple[Tensor, Way]]:
         """Tokens that are taken together, and how they meet experts that are not resident."""
+        self._state.check(len(ids))
         for chunk in torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk):
             if (way := self._crossover.best(len(chunk))) != "few":
                 yield chunk, way
