@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from cuda_devices import on_devices
+from msgspec.structs import replace
 
 from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
@@ -17,6 +18,12 @@ from krasis.runtime.rates import REFERENCE
 ROOMY, CONTEXT = 8 << 30, 96
 PREFILLED, DECODED = 16, 3
 HOT, HALF, COLD = 1.0, 0.5, 0.0
+
+BY_GPU = REFERENCE
+"""Of these small experts the GPU reads all that a token misses itself."""
+BY_CPU = replace(REFERENCE, pcie=1.0)
+BY_BOTH = replace(REFERENCE, hand_off_s=1e-12, pcie=1e9, host_read=1e9, together=1e9)
+"""Three of four by the GPU, fewer by the CPU alone."""
 
 NEAR = {"bf16": 0.03, "fp8": 0.08}
 """Of the logits' norm. Each kernel rounds to bfloat16, 2^-9, and the CPU's experts take activations in 8 bits: 0.2% to
@@ -39,8 +46,15 @@ def hybrid():
         found = outline(pack.manifest)
         placed = with_residents(plan(found, REFERENCE, None, Wishes((ROOMY,), CONTEXT, kv, PROMPT)), found, share)
         placed = dataclasses.replace(placed, chunk=chunk or placed.chunk)
-        options = {"context": CONTEXT, "vram": ROOMY, "kv": kv, "threads": 1, "placement": placed} | options
-        engines.append(CudaEngine(pack, torch.device(device), rates=REFERENCE, **options))
+        options = {
+            "context": CONTEXT,
+            "vram": ROOMY,
+            "kv": kv,
+            "threads": 1,
+            "placement": placed,
+            "rates": REFERENCE,
+        } | options
+        engines.append(CudaEngine(pack, torch.device(device), **options))
         return engines[-1]
 
     yield make
@@ -129,6 +143,20 @@ def test_ways_through_a_prompt_agree(family, device, pack_of, hybrid, ids):
 
 
 @on_devices
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("rates", [BY_GPU, BY_BOTH, BY_CPU], ids=["gpu", "both", "cpu"])
+def test_missed_experts_of_a_token_are_computed_by_whom_rates_say(
+    family, rates, device, pack_of, hybrid, expected, ids
+):
+    engine, right = hybrid(pack_of(family), device, COLD, rates=rates), expected(pack_of(family))
+    _, state = prefilled(engine, ids[:PREFILLED])
+    found = decoded(engine, ids[PREFILLED : PREFILLED + DECODED], state)
+    assert apart(found, right[PREFILLED : PREFILLED + DECODED]) < NEAR["bf16"]
+    asked = {BY_GPU: 0, BY_BOTH: {4: 1, 2: 2}[engine.chosen], BY_CPU: engine.chosen}[rates]
+    assert engine._colleague.counts.pairs == DECODED * len(engine.experts_of) * asked
+
+
+@on_devices
 def test_what_passes_through_is_every_cold_expert_once_a_pass(device, demo_pack, hybrid, ids):
     engine = hybrid(demo_pack(), device, HALF, chunk=8)
     pack = Pack(demo_pack())
@@ -186,7 +214,7 @@ def test_a_sequence_goes_on_from_an_earlier_position(family, device, pack_of, hy
 
 @on_devices
 def test_a_cpu_that_does_not_answer_is_told_and_the_next_engine_works(device, demo_pack, hybrid, ids):
-    engine = hybrid(demo_pack(), device, COLD, timeout=0.2)
+    engine = hybrid(demo_pack(), device, COLD, timeout=0.2, rates=BY_CPU)
     _, state = prefilled(engine, ids[:PREFILLED])
     engine._colleague._server.freeze()
     for _ in range(2):

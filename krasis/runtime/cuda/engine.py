@@ -53,8 +53,8 @@ PROMPT = 10_000
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of experts copied to the device; experts that a token of few missed, those of them that the CPU computed, and
-    seconds that took it.
+    """Bytes of experts copied to the device; experts that a token of few missed, those of them that the CPU computed,
+    and seconds that took it.
     """
 
     copied: int = 0
@@ -83,9 +83,7 @@ class CudaEngine(Engine):
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
     compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer. `started`
-    tells what starting took.
-
-    Raises FitError where the budget is too small, or more than what is free.
+    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -113,22 +111,19 @@ class CudaEngine(Engine):
         self.rates = rates or known()
         # Layers of dense weights are not streamed yet.
         wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
-        found = outline(pack.manifest, pack.path)
-        self._outline, self._heat = found, heat
-        self.placement = placement or plan_devices(found, self.rates, heat, wishes)
+        self._outline, self._heat = outline(pack.manifest, pack.path), heat
+        self.placement = placement or self._planned(wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            check_room(
-                self.placement, free, lambda vram: plan_devices(found, self.rates, heat, replace(wishes, vram=(vram,)))
-            )
+            check_room(self.placement, free, lambda vram: self._planned(replace(wishes, vram=(vram,))))
         self.started.done("plan")
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
         self._place(pack, threads, timeout)
-        self._crossover = self._ways(candidates(found, heat))
+        self._crossover = self._ways(candidates(self._outline, heat))
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer.
@@ -198,7 +193,9 @@ class CudaEngine(Engine):
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""
-        wishes = replace(self.placement.wishes, prompt=prompt)
+        return self._planned(replace(self.placement.wishes, prompt=prompt))
+
+    def _planned(self, wishes: Wishes) -> Plan:
         return plan_devices(self._outline, self.rates, self._heat, wishes)
 
     @property
@@ -298,6 +295,6 @@ class CudaEngine(Engine):
     def _synchronize(self) -> None:
         """Wait for the device, asleep: the CPU's threads need every core."""
         if self.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
             done.synchronize()

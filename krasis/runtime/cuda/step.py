@@ -1,6 +1,7 @@
 """A few tokens as one captured graph: nothing of it is decided on the host."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class Step:
     memory: results hold until the next one is run.
     """
 
-    def __init__(self, forward: Forward, tokens: int, device: torch.device, pool: object = None) -> None:
+    def __init__(self, forward: Forward, tokens: int, device: torch.device, pool: Any = None) -> None:
         self._forward = forward
         self._ids = torch.zeros(tokens, dtype=torch.int32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -24,7 +25,7 @@ class Step:
             self._capture(pool)
 
     @property
-    def pool(self) -> object:
+    def pool(self) -> Any:
         """Where its memory is from."""
         return None if self._graph is None else self._graph.pool()
 
@@ -36,7 +37,7 @@ class Step:
         self._graph.replay()
         return self._found
 
-    def _capture(self, pool: object) -> None:
+    def _capture(self, pool: Any) -> None:
         # Libraries set themselves up when first called, which can't be captured.
         self._forward(self._ids)
         torch.cuda.synchronize()
