@@ -10,13 +10,16 @@ from krasis.cli.console import Reporter, emit_json, note
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import (
     DeviceOption,
+    HeatOption,
     LayoutOption,
     MoreTextArgument,
     ThreadsOption,
     TokensOption,
+    VramOption,
     WindowOption,
     check_tokens,
     check_window,
+    running,
     show_notes,
 )
 from krasis.errors import InputError, UsageError
@@ -71,6 +74,8 @@ def profile_heat(
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
+    vram: VramOption = None,
+    heat: HeatOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -83,9 +88,8 @@ def profile_heat(
     from krasis.pack.reader import Pack
     from krasis.runtime.backend import MOST_TOGETHER
     from krasis.runtime.corpus import TextFile
-    from krasis.runtime.devices import open_backend
-    from krasis.runtime.engine import Engine
     from krasis.runtime.heat import TOOL, held_out_coverage, profile_of, save_imatrix
+    from krasis.runtime.opening import open_engine
     from krasis.runtime.tokenizer import Tokenizer
 
     if bool(text) == bool(merge):
@@ -109,10 +113,9 @@ def profile_heat(
     tokenizer = Tokenizer(opened)
     texts = [TextFile(path, tokenizer, window, tokens) for path in [*(text or []), *(more or [])]]
     corpus, total = _scan(texts, window, every=evaluate)
-    backend, notes = open_backend(device, threads)
-    sums = imatrix is not None
-    engine = Engine(opened, backend, context=window, sequences=sequences, layout=layout, trace=True, moments=sums)
-    show_notes(notes + engine.notes)
+    where, sums = running(device, threads, layout, "mapped", vram, None, heat), imatrix is not None
+    engine = open_engine(opened, where, context=window, sequences=sequences, trace=True, moments=sums)
+    show_notes(engine.notes)
     assert engine.tracer is not None
     if not engine.tracer.experts:
         raise InputError("the model has no routed experts", where=pack)
@@ -123,7 +126,7 @@ def profile_heat(
         window=window,
         decode_tokens=decode_tokens,
         limit=tokens,
-        device=backend.name,
+        device=engine.backend.name,
         layout=layout,
         traces=evaluate,
         imatrix=sums,

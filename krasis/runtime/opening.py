@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
-from krasis.errors import KrasisError, UsageError
+from krasis.errors import InputError, KrasisError, UsageError
 from krasis.heat import profile
 from krasis.heat.routing import Routing
 from krasis.native.cuda.library import library
 from krasis.pack.progress import Progress
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import KvDtype
-from krasis.runtime.devices import Device, open_backend
+from krasis.runtime.cuda.engine import CudaEngine
+from krasis.runtime.devices import Device, check_threads, open_backend
 from krasis.runtime.engine import Engine
 from krasis.runtime.placement.outline import LAYOUT
 from krasis.runtime.plan import Load
@@ -36,15 +37,16 @@ class Where:
     heat: str | None = None
 
 
-def runs_on_gpu(pack: Pack, where: Where) -> bool:
-    """Whether a GPU is what `where` comes to. Raises UsageError where one is asked for that can't run the pack."""
+def runs_on_gpu(pack: Pack, where: Where, *, moments: bool = False) -> bool:
+    """Whether a GPU is what `where` comes to. Where one is asked for that can't run the pack so, raises UsageError for
+    the machine or the options, InputError for the pack.
+    """
     if where.device in ("cpu", "reference"):
         return False
-    why_not = _why_no_gpu(pack)
-    if why_not and where.device == "cuda":
-        expected, hint = "a GPU that can run the pack", "use --device cpu"
-        raise UsageError(why_not, where="--device cuda", expected=expected, hint=hint)
-    return not why_not
+    obstacle = _obstacle(pack, where, moments=moments)
+    if obstacle and where.device == "cuda":
+        raise obstacle
+    return obstacle is None
 
 
 def open_engine(
@@ -62,36 +64,13 @@ def open_engine(
 
     Raises UsageError for a device that is not there, FitError for what does not fit, InputError for a bad profile.
     """
-    found = None if where.heat is None else profile.load(pack.path, where.heat, pack.manifest)
-    on_gpu, why_not = runs_on_gpu(pack, where), "importance matrices are summed on the CPU"
-    if on_gpu and moments:
-        if where.device == "cuda":
-            raise UsageError(why_not, where="--device cuda", hint="use --device cpu with --imatrix")
-        on_gpu = False
-    if on_gpu:
-        routing, notes = _routing(pack, None if found is None else found.routing())
-        from krasis.runtime.cuda.engine import CudaEngine
-
-        device = torch.device("cuda", torch.cuda.current_device())
-        vram = where.vram or torch.cuda.mem_get_info(device)[0] - LEFT_FREE
-        engine: Engine = CudaEngine(
-            pack,
-            device,
-            context=context,
-            vram=vram,
-            kv=where.kv,
-            heat=routing,
-            load=where.load,
-            threads=where.threads,
-            rates=rates,
-            trace=trace,
-        )
-        engine.notes[:0] = notes
-        return engine
+    check_threads(where.threads)
+    heat = None if where.heat is None else profile.load(pack.path, where.heat, pack.manifest).routing()
+    if runs_on_gpu(pack, where, moments=moments):
+        return _on_gpu(pack, where, heat, context, sequences, rates, trace=trace)
     backend, notes = open_backend(where.device, where.threads)
-    if where.device == "auto" and torch.cuda.is_available():
-        why_not = why_not if moments else _why_no_gpu(pack)
-        notes.append(f"running on the CPU though there is a GPU: {why_not}")
+    if where.device == "auto" and torch.cuda.is_available() and (obstacle := _obstacle(pack, where, moments=moments)):
+        notes.append(f"running on the CPU though there is a GPU: {obstacle.what}")
     notes += [f"--{name} has no effect on the CPU" for name in ("vram", "heat") if getattr(where, name) is not None]
     engine = Engine(
         pack,
@@ -109,8 +88,58 @@ def open_engine(
     return engine
 
 
-def _why_no_gpu(pack: Pack) -> str:
-    """Why no GPU can run the pack, empty where one can."""
+def free_gpu() -> tuple[torch.device, int]:
+    """The GPU to run on, and how many bytes of it are free."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    return device, torch.cuda.mem_get_info(device)[0]
+
+
+def _on_gpu(
+    pack: Pack,
+    where: Where,
+    heat: Routing | None,
+    context: int,
+    sequences: int,
+    rates: Rates | None,
+    *,
+    trace: bool,
+) -> Engine:
+    routing, notes = _routing(pack, heat)
+    device, free = free_gpu()
+    engine = CudaEngine(
+        pack,
+        device,
+        context=context,
+        vram=where.vram or free - LEFT_FREE,
+        kv=where.kv,
+        heat=routing,
+        threads=where.threads,
+        rates=rates,
+        trace=trace,
+    )
+    if sequences > engine.sequences:
+        notes.append(f"{engine.backend.name} runs one sequence at a time")
+    if where.load == "copied":
+        notes.append("--load copied has no effect on the GPU, which reads the pack where it is mapped")
+    engine.notes[:0] = notes
+    return engine
+
+
+def _obstacle(pack: Pack, where: Where, *, moments: bool) -> KrasisError | None:
+    """Why no GPU can run the pack as it is asked for, if so."""
+    if why := _why_no_gpu() or _why_not_asked(where, moments=moments):
+        return UsageError(why, where="--device cuda", hint="use --device cpu")
+    layouts = {name: found for name, found in pack.layouts_of.items() if LAYOUT not in found}
+    if any(found != ("plain",) for found in layouts.values()):
+        hint = f"convert again with --layouts {LAYOUT}, or use --device cpu"
+        return InputError(f"the pack lacks layout {LAYOUT}, which GPUs read", where=pack.path, hint=hint)
+    if any(name.endswith(".experts") for name in layouts):
+        hint = "convert again with --expert-bits 4 or 8, or use --device cpu"
+        return InputError("experts are not quantized, as kernels of the GPU need them", where=pack.path, hint=hint)
+    return None
+
+
+def _why_no_gpu() -> str:
     if not torch.cuda.is_available():
         return "no GPU with a driver that torch can use"
     if (capability := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
@@ -119,9 +148,18 @@ def _why_no_gpu(pack: Pack) -> str:
     try:
         library("cuda")
     except KrasisError as error:
-        return f"krasis was installed without its CUDA library ({error})"
-    if any(LAYOUT not in layouts and layouts != ("plain",) for layouts in pack.layouts_of.values()):
-        return f"{pack.path} has no {LAYOUT} layout, which GPUs read: convert again with --layouts {LAYOUT}"
+        return f"krasis was installed without its CUDA library ({error.what})"
+    return ""
+
+
+def _why_not_asked(where: Where, *, moments: bool) -> str:
+    """What the options ask for that no GPU does."""
+    if moments:
+        return "importance matrices are summed on the CPU"
+    if where.kv == "f32":
+        return "--kv f32 is not for GPUs, which cache bf16 or fp8"
+    if where.layout not in (None, LAYOUT):
+        return f"--layout {where.layout} is not for GPUs, which read {LAYOUT}"
     return ""
 
 

@@ -16,14 +16,14 @@ class Tracer:
         self._weights: dict[int, list[Tensor]] = {layer: [] for layer in experts}
 
     def record(self, layer: int, ids: Tensor, weights: Tensor) -> None:
-        """Note expert ids int64 [tokens, top_k] of one layer and their routing weights float32 [tokens, top_k]."""
+        """Note expert ids and their routing weights, both [tokens, top_k] and on any device, of one layer."""
         self._ids[layer].append(ids)
         self._weights[layer].append(weights)
 
     def take(self) -> tuple[Choices, ChoiceWeights]:
         """What was chosen since the last `take`, for at least one token."""
-        choices = {layer: np.asarray(torch.cat(found)) for layer, found in self._ids.items()}
-        weights = {layer: np.asarray(torch.cat(found)) for layer, found in self._weights.items()}
+        choices = {layer: np.asarray(torch.cat(found).cpu().long()) for layer, found in self._ids.items()}
+        weights = {layer: np.asarray(torch.cat(found).cpu()) for layer, found in self._weights.items()}
         self.forget()
         return choices, weights
 

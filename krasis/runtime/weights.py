@@ -1,6 +1,8 @@
 """A backend's view of a pack: every matrix where it lies, turned into a product on demand."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from krasis.errors import InputError
 from krasis.models.blocks.linear import biased
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
-from krasis.pack.reader import Pack
+from krasis.pack.manifest import Segment
 from krasis.runtime.backend import Backend, ExpertRecords, PackedMatrix, packed_matrix, strip_parts, with_beside
 from krasis.runtime.experts import RoutedExperts
 from krasis.runtime.moments import Moments
@@ -17,12 +19,26 @@ from krasis.runtime.tracer import Tracer
 PLAIN = "plain"
 
 
+class Stored(Protocol):
+    """A pack as its weights are asked of it, wherever they lie; see `krasis.pack.reader.Pack`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def layouts_of(self) -> dict[str, tuple[str, ...]]: ...
+
+    def segment(self, name: str, layout: str) -> Segment: ...
+
+    def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], Tensor]: ...
+
+
 class PackWeights:
     """Implements `krasis.models.family.Weights`. `layout` forces one; else the backend's best that the pack has."""
 
     def __init__(
         self,
-        pack: Pack,
+        pack: Stored,
         backend: Backend,
         *,
         layout: str | None = None,

@@ -43,7 +43,6 @@ def copied(demo_pack, tmp_path):
         (("run", "PACK", "--prompt", "x", "--seed", str(1 << 70)), "--seed"),
         (("run", "PACK", "--prompt", "x", "--vram", "16Gi"), "16Gi"),
         (("run", "PACK", "--prompt", "x", "--device", "tpu"), "--device"),
-        (("run", "PACK", "--prompt", "x", "--device", "cuda"), "CUDA"),
         (("run", "PACK", "--prompt", "x", "--raw", "--system", "y"), "--system"),
         (("eval", "PACK"), "--text"),
         (("eval", "PACK", "--text", "TEXT", "--window", "1"), "--window"),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from krasis.models.family import Activation
 from krasis.native.cuda.gemm import MOST_FEW
-from krasis.native.cuda.mailbox import DeviceMailbox, Split
+from krasis.native.cuda.mailbox import TIMEOUT, DeviceMailbox, Split
 from krasis.native.moe import NativeExperts
 from krasis.native.server import Counts, Mailbox, Server
 from krasis.pack.reader import Pack
@@ -15,14 +15,19 @@ from krasis.runtime.weights import PackWeights
 
 
 class Colleague:
-    """Answers posts of tokens that choose `chosen` experts, for the layers that were assigned to it once it is open."""
+    """Answers posts of tokens that choose `chosen` experts, for the layers that were assigned to it once it is open.
 
-    def __init__(self, cpu: CpuBackend, chosen: int, hidden: int, device: torch.device) -> None:
+    A post that is not answered within `timeout` seconds is given up.
+    """
+
+    def __init__(
+        self, cpu: CpuBackend, chosen: int, hidden: int, device: torch.device, timeout: float = TIMEOUT
+    ) -> None:
         self._cpu = cpu
         self._number: dict[int, int] = {}
         self._layers: list[NativeExperts] = []
         self._box = Mailbox(MOST_FEW, chosen, hidden)
-        self._device = DeviceMailbox(self._box, device)
+        self._device = DeviceMailbox(self._box, device, timeout)
         self._server: Server | None = None
 
     def assign(self, layer: int, segment: str, pack: Pack, activation: Activation) -> None:

@@ -1,7 +1,7 @@
 """A pack on a GPU: planned, registered, placed, and run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 import msgspec
@@ -13,7 +13,7 @@ from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cuda.gemm import Scratch
-from krasis.native.cuda.mailbox import Split
+from krasis.native.cuda.mailbox import TIMEOUT, Split
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -27,6 +27,7 @@ from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.room import check_room
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
@@ -81,7 +82,8 @@ class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
-    compute what few tokens choose of the others. `started` tells what starting took.
+    compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer. `started`
+    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class CudaEngine(Engine):
         rates: Rates | None = None,
         placement: Plan | None = None,
         trace: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.started, self.device, self.spec, self.kv = Started(), device, read_spec(pack), kv or "bf16"
         self._family = models.of(self.spec)
@@ -106,24 +109,28 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates = rates or known()
-        wishes, found = Wishes((vram,), context, self.kv, PROMPT), outline(pack.manifest, pack.path)
-        self._outline, self._heat = found, heat
-        self.placement = placement or plan_devices(found, self.rates, heat, wishes)
+        # Layers of dense weights are not streamed yet.
+        wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
+        self._outline, self._heat = outline(pack.manifest, pack.path), heat
+        self.placement = placement or self._planned(wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            check_room(self.placement, free, lambda vram: self._planned(replace(wishes, vram=(vram,))))
         self.started.done("plan")
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads)
-        self._crossover = self._ways(candidates(found, heat))
+        self._place(pack, threads, timeout)
+        self._crossover = self._ways(candidates(self._outline, heat))
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer.
         self._steps = {} if trace else self._captured()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
         arena = Arena("dense weights", planned.dense, device)
@@ -136,7 +143,7 @@ class CudaEngine(Engine):
         self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads)
-        self._colleague = self._colleague_for()
+        self._colleague = self._colleague_for(timeout)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
         self.backend = CudaBackend(place, scratch, hybrid.layer)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
@@ -144,11 +151,11 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             self._colleague.open()
 
-    def _colleague_for(self) -> Colleague | None:
+    def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
         if not any(self.residents.cold.values()):
             return None
-        return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device)
+        return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
     def _splits(self, pack: Pack) -> dict[int, Split]:
         """How the experts that a token misses are divided, for layers where some may be missed."""
@@ -186,7 +193,9 @@ class CudaEngine(Engine):
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""
-        wishes = replace(self.placement.wishes, prompt=prompt)
+        return self._planned(replace(self.placement.wishes, prompt=prompt))
+
+    def _planned(self, wishes: Wishes) -> Plan:
         return plan_devices(self._outline, self.rates, self._heat, wishes)
 
     @property
@@ -220,6 +229,11 @@ class CudaEngine(Engine):
         self._check()
         return found
 
+    def next_hidden(self, ids: list[int], states: Sequence[SequenceState]) -> Tensor:
+        """The same, of the one sequence there is."""
+        (state,) = states
+        return self.all_hidden(ids, state)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden).cpu()
@@ -235,9 +249,11 @@ class CudaEngine(Engine):
         self.stream.begin("few")
         steps: dict[int, Step] = {}
         with torch.inference_mode():
-            for tokens in STEPS:
+            # Each is run once before it is captured.
+            for tokens in (tokens for tokens in STEPS if 2 * tokens <= self.plan.context):
                 self._state.reset()
-                steps[tokens] = Step(self._few, tokens, self.device, steps[STEPS[0]].pool if steps else None)
+                pool = next(iter(steps.values())).pool if steps else None
+                steps[tokens] = Step(self._few, tokens, self.device, pool)
         self._state.reset()
         self._check()
         return steps
@@ -248,7 +264,6 @@ class CudaEngine(Engine):
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
-        self._state.check(len(ids))
         self.stream.begin(way)
         if way == "few" and self._colleague is not None:
             self._colleague.wake()
@@ -261,6 +276,7 @@ class CudaEngine(Engine):
 
     def _passes(self, ids: list[int]) -> Iterator[tuple[Tensor, Way]]:
         """Tokens that are taken together, and how they meet experts that are not resident."""
+        self._state.check(len(ids))
         for chunk in torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk):
             if (way := self._crossover.best(len(chunk))) != "few":
                 yield chunk, way
@@ -279,6 +295,6 @@ class CudaEngine(Engine):
     def _synchronize(self) -> None:
         """Wait for the device, asleep: the CPU's threads need every core."""
         if self.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
             done.synchronize()

@@ -12,7 +12,7 @@ class Lanes:
     """The current stream, which runs kernels, and one for copies. On the emulated device all happens in turn."""
 
     def __init__(self, device: torch.device) -> None:
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def copying(self, after: Event) -> Iterator[None]:

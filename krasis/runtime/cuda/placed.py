@@ -15,7 +15,7 @@ BASE = "base"
 
 
 class PlacedPack:
-    """Implements what `krasis.runtime.weights.PackWeights` asks of a pack."""
+    """Implements `krasis.runtime.weights.Stored`."""
 
     def __init__(self, pack: Pack, records: Mapping[str, Tensor], norm: Tensor) -> None:
         """`records` maps segments to where their records lie now, `norm` is the last norm."""

@@ -93,7 +93,8 @@ class Stream:
 
     def _touched(self, layer: int, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = set(torch.unique(ids).tolist())
-        addresses, queue = self._addresses[layer].copy(), []
+        addresses = self._addresses[layer].copy()
+        queue: list[Part] = []
         for experts in self._shares(layer, [expert for expert in self._resident.cold[layer] if expert in chosen]):
             self._assign(layer, experts, self._next + len(queue), addresses)
             queue.append(self._part(layer, experts))

@@ -39,7 +39,8 @@ dense weights do: every token needs those."""
 class Wishes:
     """`vram` are the budgets of devices, one or more. `ram` is checked only where given.
 
-    Prompts have `prompt` tokens as a rule, or the context's if that is less.
+    Prompts have `prompt` tokens as a rule, or the context's if that is less. `stream_dense`: dense weights may pass
+    through a device that has no room for all of them.
     """
 
     vram: tuple[int, ...]
@@ -47,6 +48,7 @@ class Wishes:
     kv: KvDtype
     prompt: int
     ram: int | None = None
+    stream_dense: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def plan(found: Outline, rates: Rates, routing: Routing | None, wishes: Wishes) 
     wishes = replace(wishes, prompt=min(wishes.prompt, wishes.context))
     experts = candidates(found, routing)
     memory = Memory(found, wishes.context, wishes.kv, wishes.prompt)
-    placement = _placement(memory, experts, wishes.vram)
+    placement = _placement(memory, experts, wishes)
     if placement is None:
         _refuse(memory, wishes)
     made = _plan(memory, experts, placement, wishes, rates, profiled=routing is not None)
@@ -153,8 +155,9 @@ class _Placement(NamedTuple):
     placed: Ints
 
 
-def _placement(memory: Memory, experts: Candidates, budgets: tuple[int, ...]) -> _Placement | None:
+def _placement(memory: Memory, experts: Candidates, wishes: Wishes) -> _Placement | None:
     """The first that fits of: all weights on devices, all dense weights there, dense weights streamed."""
+    budgets = wishes.vram
     for stream_experts in (False, True):
         held = _held(memory, budgets, stream_experts=stream_experts)
         rooms = [budget - own.bytes - memory.outline.dense for budget, own in zip(budgets, held, strict=True)]
@@ -163,7 +166,9 @@ def _placement(memory: Memory, experts: Candidates, budgets: tuple[int, ...]) ->
             if stream_experts or HOST not in placed:
                 return _Placement("resident", held, placed)
     held = _held(memory, budgets, stream_experts=True, stream_dense=True)
-    if all(own.bytes + memory.outline.norm <= budget for budget, own in zip(budgets, held, strict=True)):
+    if wishes.stream_dense and all(
+        own.bytes + memory.outline.norm <= budget for budget, own in zip(budgets, held, strict=True)
+    ):
         return _Placement("streamed", held, assign(experts, [-1]))
     return None
 
@@ -183,13 +188,14 @@ def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
             shorter.held(budget, stream_experts=True, stream_dense=dense).bytes + weights <= budget
             for dense, weights in ((False, memory.outline.dense), (True, memory.outline.norm))
         )
-        return resident or streamed
+        return resident or (streamed and wishes.stream_dense)
 
     least = bisect_left(range(MOST_BUDGET), True, key=lambda budget: fits(budget, wishes.context))
     most = bisect_left(range(1, wishes.context), True, key=lambda context: not fits(smallest, context))
     would_fit = {"vram": least} | ({"context": most} if most else {})
     hint = f"--vram {','.join([str(least)] * len(wishes.vram))} would fit" + f", or --context {most}" * bool(most)
-    what = f"a context of {wishes.context} tokens needs {gib(least)} on each GPU"
+    needs = "needs" if wishes.stream_dense else "and all dense weights need"
+    what = f"a context of {wishes.context} tokens {needs} {gib(least)} on each GPU"
     raise PlacementError(what, "--vram", f"{gib(smallest)} are given", would_fit, hint)
 
 
