@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krasis.errors import FitError
+from krasis.errors import FitError, KrasisError
 from krasis.models.blocks.rope import Angles, Rope
 from krasis.models.state import Cached, LayerState, Recurrent
 from krasis.native.cuda.attention import attention_few, attention_many, widen
@@ -29,7 +29,7 @@ class DeviceState(SequenceState):
     """Implements the same for the one sequence of an engine, on the device of `place`, int32 [1]: its position."""
 
     def __init__(self, layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype, place: Tensor) -> None:
-        self.capacity, self._place, self._at = capacity, place, 0
+        self.capacity, self._place = capacity, place
         self._device = place.device
         self._made = [self._layer(layer, capacity, chunk, kind) for layer in layers]
         self._of_values = {cache.values.data_ptr(): cache for layer in self._made for cache in layer.caches}
@@ -51,6 +51,7 @@ class DeviceState(SequenceState):
 
     def reset(self) -> None:
         """Forget the sequence."""
+        self._furthest = 0
         self.position = 0
         for layer in self._made:
             for tensor in layer.recurrent:
@@ -63,12 +64,16 @@ class DeviceState(SequenceState):
 
     @position.setter
     def position(self, position: int) -> None:
+        for layer in self._made:
+            if layer.window:
+                self._check_kept(layer, max(position - layer.window + 1, 0))
         self._at = position
         self._place.fill_(position)
 
     def moved(self, tokens: int) -> None:
         """A captured step has moved the device's position on."""
         self._at += tokens
+        self._furthest = max(self._furthest, self._at)
 
     def angles(self, rope: Rope, tokens: int) -> Angles:
         """Those of all positions."""
@@ -78,7 +83,7 @@ class DeviceState(SequenceState):
         return self._tables[rope]
 
     def advance(self, tokens: int) -> None:
-        self._at += tokens
+        self.moved(tokens)
         self._place.add_(tokens)
 
     def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
@@ -112,6 +117,12 @@ class DeviceState(SequenceState):
         """Raises FitError where so many more are too many."""
         if (end := self._at + tokens) > self.capacity:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
+
+    def _check_kept(self, layer: _Layer, first: int) -> None:
+        """Raises KrasisError where later positions have taken the place of `first`."""
+        kept = self._furthest - layer.caches[0].values.shape[0]
+        if first < kept:
+            raise KrasisError(f"position {first} of the sequence is gone", expected=f"{kept} or later")
 
     def _extended(self, layer: int, *rows: Tensor) -> _Layer:
         self.check(rows[0].shape[0])
