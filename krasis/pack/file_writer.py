@@ -94,7 +94,7 @@ class FileWriter:
         self._hash(name, layout, index, self._slice(name, layout, index))
 
     def write(self, name: str, layout: str, index: int, record: Tensor) -> None:
-        """Write the bytes of a record, uint8, and hash them. Many times as fast as to fill in place what is made fast.
+        """Write the bytes of a record, uint8, and hash them: no page of the file is zeroed and mapped for it.
 
         Raises FitError on a full disk.
         """

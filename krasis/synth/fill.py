@@ -22,10 +22,9 @@ Task = tuple[Callable[[], int], Callable[[int], None]]
 
 
 def fill(writer: PackWriter, files: Sequence[PlannedFile], put: Put, jobs: int, advance: Callable[[int], None]) -> None:
-    """Write the files; each is noted in the journal once it is whole. `put` writes some records in every layout
-    and returns their bytes.
+    """Write the files; each is noted in the journal once it is whole.
 
-    `advance` is called with bytes as records are done, in the calling thread.
+    `put` writes some records in every layout and returns their bytes, with which `advance` is called in this thread.
     """
     with ExitStack() as opened, Workers[None](1) as closers, Workers[int](jobs) as fillers:
 

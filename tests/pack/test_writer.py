@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_pack import NEED, NORM, arrays, publish, put, spoil_and_write, stop_after, write_pack
+from small_pack import NEED, NORM, PLANS, arrays, publish, put, spoil_and_write, stop_after, write_pack
 
 from krasis.errors import FitError, KrasisError, UsageError
 from krasis.pack.file_writer import SegmentPlan
@@ -71,6 +71,24 @@ def test_records_may_come_in_any_order(path):
     read = Pack(path)
     assert [read.arrays("base", "plain", index)["norm", "values"][0] for index in range(3)] == [0, 1, 2]
     assert all(matches for _, _, matches in read.verify())
+
+
+def test_records_written_whole_are_those_that_are_filled_in_place(path):
+    plan = PLANS[0]
+    record = torch.zeros(plan.record_bytes, dtype=torch.uint8)
+    with PackWriter(path, "job", NEED) as pack:
+        whole, in_place = pack.open("whole.bin", [plan], mapped=False), pack.open("in_place.bin", [plan])
+        for index in (1, 0, 2):
+            for key, place in plan.arrays(record).items():
+                place.copy_(arrays(index)[key])
+            whole.write("experts", "cpu", index, record)
+            in_place.put("experts", "cpu", index, arrays(index))
+        with pytest.raises(KrasisError, match=r"record 2 of experts@cpu .*0 to 2, each once"):
+            whole.write("experts", "cpu", 2, record)
+        found, expected = whole.finish()[0], in_place.finish()[0]
+        assert (found.bytes, found.segments) == (expected.bytes, expected.segments)
+        contents = [(pack.partial / f"{name}.bin.tmp").read_bytes() for name in ("whole", "in_place")]
+    assert contents[0] == contents[1]
 
 
 def test_a_missing_record_is_refused(path, partial):
