@@ -12,6 +12,7 @@ from krasis.pack.progress import Progress
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.cuda.engine import CudaEngine
+from krasis.runtime.cuda.room import free_bytes
 from krasis.runtime.devices import Device, check_threads, open_backend
 from krasis.runtime.engine import Engine
 from krasis.runtime.placement.outline import LAYOUT
@@ -91,7 +92,7 @@ def open_engine(
 def free_gpu() -> tuple[torch.device, int]:
     """The GPU to run on, and how many bytes of it are free."""
     device = torch.device("cuda", torch.cuda.current_device())
-    return device, torch.cuda.mem_get_info(device)[0]
+    return device, free_bytes(device)
 
 
 def _on_gpu(

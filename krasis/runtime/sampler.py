@@ -32,7 +32,7 @@ def _require(holds: bool, flag: str, value: float, expected: str) -> None:
 
 
 class Sampler:
-    """Draws tokens; the same seed and logits give the same tokens."""
+    """Draws tokens where the logits are; the same seed and logits give the same tokens on the same kind of device."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -42,6 +42,8 @@ class Sampler:
         """float32 [vocabulary] -> token id. Equal logits resolve to the lowest id when greedy."""
         if self._sampling.temperature == 0:
             return int(logits.argmax())
+        if self._generator.device != logits.device:
+            self._generator = torch.Generator(logits.device).manual_seed(self._sampling.seed)
         probabilities = filtered(logits, self._sampling)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 

@@ -27,7 +27,7 @@ from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents, records_of
-from krasis.runtime.cuda.room import check_room
+from krasis.runtime.cuda.room import check_room, free_bytes
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
@@ -116,8 +116,7 @@ class CudaEngine(Engine):
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
         self.tracer = Tracer(self.experts_of) if trace else None
         if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            check_room(self.placement, free, lambda vram: self._planned(replace(wishes, vram=(vram,))))
+            check_room(self.placement, free_bytes(device), lambda vram: self._planned(replace(wishes, vram=(vram,))))
         self.started.done("plan")
         self._store = HostStore(pack, device)
         self.notes += self._store.notes

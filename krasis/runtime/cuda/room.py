@@ -2,9 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
+
 from krasis.errors import FitError
 from krasis.runtime.placement.plan import PlacementError, Plan
 from krasis.runtime.plan import gib
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU, once it has back what this process only keeps to use again."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def check_room(made: Plan, free: int, planned: Callable[[int], Plan]) -> None:
