@@ -63,11 +63,11 @@ def _result(engine: "CudaEngine", measured: "HybridMeasured", distance: float | 
     import msgspec
 
     from krasis.runtime.bench import AGREEMENT_LIMIT
-    from krasis.runtime.cuda.bench import ceilings, hit_rate, phases
+    from krasis.runtime.cuda.bench import ceilings, decode_traffic, phases
     from krasis.runtime.work import bytes_per_token
 
     runs = [found.run for found in measured.runs]
-    hits, allowed = hit_rate(engine, measured.runs), ceilings(engine, measured.runs)
+    hits, allowed = decode_traffic(measured.runs).hit_rate, ceilings(engine, measured.runs)
     prefill, decode = (
         spread(figures) for figures in ([run.prefill_tok_s for run in runs], [run.decode_tok_s for run in runs])
     )

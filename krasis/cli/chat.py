@@ -85,7 +85,7 @@ def run(
         return
     answer = session.answer(ids, engine.new_state(), quiet=json)
     if json:
-        emit_json(_result(answer, seed))
+        emit_json(_result(answer, engine.hit_rate, seed))
     elif stats:
         _print_stats(answer, engine)
 
@@ -174,7 +174,7 @@ def _chat(session: Session, system: str | None, stats: bool) -> None:
             _print_stats(answer, session.engine)
 
 
-def _result(answer: "Answer", seed: int) -> dict[str, Any]:
+def _result(answer: "Answer", hit_rate: float | None, seed: int) -> dict[str, Any]:
     speed = answer.decode_tok_s
     return {
         "text": answer.text,
@@ -185,7 +185,7 @@ def _result(answer: "Answer", seed: int) -> dict[str, Any]:
         "ttft_s": answer.ttft_s,
         "decode_tok_s": speed,
         "ms_per_token": 1000 / speed if speed else None,
-        "hit_rate": None,
+        "hit_rate": hit_rate,
         "seed": seed,
     }
 
@@ -193,9 +193,10 @@ def _result(answer: "Answer", seed: int) -> dict[str, Any]:
 def _print_stats(answer: "Answer", engine: "Engine") -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
     weights, cache = human(engine.plan.weights), human(engine.plan.kv)
+    hits = "" if engine.hit_rate is None else f", {engine.hit_rate:.1%} of experts on the GPU"
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
-        f"answer: {len(answer.token_ids)} tokens at {decode}",
+        f"answer: {len(answer.token_ids)} tokens at {decode}{hits}",
         f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

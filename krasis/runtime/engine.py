@@ -64,6 +64,11 @@ class Engine:
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
         self.model = self._family.build(self.spec, weights)
 
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of what decoded tokens read of experts that lay on a GPU; None without one."""
+        return None
+
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
         size, backend = (self.plan.context, planning.PREFILL_CHUNK), self.backend

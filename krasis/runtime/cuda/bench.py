@@ -2,13 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 
 from krasis.errors import KrasisError
 from krasis.pack.progress import Progress
 from krasis.runtime.bench import Run
-from krasis.runtime.cuda.engine import CudaEngine, Traffic
+from krasis.runtime.cuda.engine import CudaEngine
+from krasis.runtime.cuda.figures import Traffic
 
 WARM = 1
 """Runs that count for nothing: kernels are loaded, and libraries choose theirs."""
@@ -31,10 +34,9 @@ class HybridMeasured:
     used: int
 
 
-def hit_rate(engine: CudaEngine, runs: list[HybridRun]) -> float | None:
-    """Share of decoded tokens' experts that were resident, None without experts."""
-    routed = sum(found.run.decoded for found in runs) * len(engine.experts_of) * engine.chosen
-    return 1 - sum(found.decode.missed for found in runs) / routed if routed else None
+def decode_traffic(runs: list[HybridRun]) -> Traffic:
+    """Of all tokens that were decoded."""
+    return reduce(add, (found.decode for found in runs))
 
 
 def measure(engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress: Progress) -> HybridMeasured:
@@ -90,7 +92,7 @@ def ceilings(engine: CudaEngine, runs: list[HybridRun]) -> Ceilings:
     made, size = engine.planned(prompt), engine.expert_bytes
     decode, rates = dict(made.decode_parts), engine.rates
     expected = decode["missed experts"] * rates.together
-    missed = sum(found.decode.missed for found in runs) / decoded * size
+    missed = decode_traffic(runs).missed / decoded * size
     decode["missed experts"] = missed / rates.together
     decode["device memory"] += (expected - missed) / rates.device_read
     return Ceilings(made.prefill_parts, decode, prompt)
@@ -102,8 +104,8 @@ def phases(engine: CudaEngine, runs: list[HybridRun]) -> dict[str, dict[str, dic
     What the GPU reads of host memory itself moves while tokens are computed, so its rate is that of whole tokens.
     """
     size, decoded = engine.expert_bytes, sum(found.run.decoded for found in runs)
-    on_cpu, missed = (sum(getattr(found.decode, name) for found in runs) for name in ("on_cpu", "missed"))
-    decode_s, cpu_s = sum(found.run.decode_s for found in runs), sum(found.decode.cpu_s for found in runs)
+    moved, decode_s = decode_traffic(runs), sum(found.run.decode_s for found in runs)
+    on_cpu, missed, cpu_s = moved.on_cpu, moved.missed, moved.cpu_s
     middle = sorted(runs, key=lambda found: found.run.ttft_s)[len(runs) // 2]
     found: dict[str, dict[str, dict[str, float]]] = {"prefill": {}, "decode": {}}
     if middle.prefill.copied:

@@ -5,6 +5,9 @@ from krasis.runtime.rates import Rates
 BESIDE = 0.85
 """Share of the rate of PCIe that is left to kernels' own reads while the CPU reads too."""
 
+READ_S = 40e-6
+"""What reading experts costs the GPU beside the bytes: few blocks wait for all of them, twice."""
+
 HAND_OFFS = 2
 """Hand-offs that asking the CPU costs: the round trip, and its threads' meetings."""
 
@@ -16,6 +19,7 @@ def division(most: int, size: int, rates: Rates) -> list[int]:
     def seconds(read: int, left: int) -> float:
         host = rates.host_read if not read else max(rates.together - beside, rates.host_read / 2)
         asked = HAND_OFFS * rates.hand_off_s + left * size / host if left else 0.0
-        return max(read * size / beside, asked)
+        reading = READ_S + read * size / beside if read else 0.0
+        return max(reading, asked)
 
     return [min(range(missed + 1), key=lambda read: seconds(read, missed - read)) for missed in range(most + 1)]

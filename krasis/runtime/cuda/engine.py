@@ -1,8 +1,7 @@
 """A pack on a GPU: planned, registered, placed, and run."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
+from krasis.native.cores import physical_cores
 from krasis.native.cuda.gemm import Scratch
 from krasis.native.cuda.mailbox import TIMEOUT, Split
 from krasis.pack.reader import Pack
@@ -23,6 +23,7 @@ from krasis.runtime.cuda.backend import CudaBackend
 from krasis.runtime.cuda.colleague import Colleague
 from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.experts import Hybrid
+from krasis.runtime.cuda.figures import Started, Traffic
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
@@ -47,35 +48,11 @@ from krasis.runtime.weights import PackWeights
 STEPS = (8, 4, 2, 1)
 """Tokens that are taken together in captured steps."""
 
+CORES_LEFT = 2
+"""Cores that are left to the driver and to Python: with all of them at work the CPU's experts took a third longer."""
+
 PROMPT = 10_000
 """Tokens that most prompts have at most; longer ones may be taken in several passes."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of experts copied to the device; pairs of few tokens and experts that were not resident, those of them that
-    the CPU computed, and seconds that took it.
-    """
-
-    copied: int = 0
-    missed: int = 0
-    on_cpu: int = 0
-    cpu_s: float = 0.0
-
-    def __sub__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-@dataclass
-class Started:
-    """Seconds of each step of a start."""
-
-    steps: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.perf_counter)
-
-    def done(self, step: str) -> None:
-        now = time.perf_counter()
-        self.steps[step], self._since = now - self._since, now
 
 
 class CudaEngine(Engine):
@@ -108,7 +85,7 @@ class CudaEngine(Engine):
         self.segments, self.layers = planning.chosen(pack.manifest, (LAYOUT,)), self._family.states(self.spec)
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
-        self.rates = rates or known()
+        self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
         # Layers of dense weights are not streamed yet.
         wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
@@ -127,6 +104,7 @@ class CudaEngine(Engine):
         self.started.done("load")
         # Captured, choices could not be told to a tracer.
         self._steps = {} if trace else self._captured()
+        self._before = self.traffic()
         self.started.done("capture")
 
     def _place(self, pack: Pack, threads: int | None, timeout: float) -> None:
@@ -141,7 +119,7 @@ class CudaEngine(Engine):
         buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
         self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
-        self.cpu = CpuBackend(threads)
+        self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
         self.backend = CudaBackend(place, scratch, hybrid.layer)
@@ -184,11 +162,17 @@ class CudaEngine(Engine):
         return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
 
     def traffic(self) -> Traffic:
-        """What moved so far; waits for the device."""
-        if self._colleague is None:
-            return Traffic(self.stream.copied)
-        counts = self._colleague.counts
-        return Traffic(self.stream.copied, self._colleague.missed, counts.pairs, counts.seconds)
+        """What moved since the start; waits for the device."""
+        routed = self._decoded * len(self.experts_of) * self.chosen
+        found = Traffic(self.stream.copied, routed)
+        if self._colleague is not None:
+            counts = self._colleague.counts
+            found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
+        return found - self._before
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.traffic().hit_rate
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""
@@ -264,8 +248,10 @@ class CudaEngine(Engine):
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
         self.stream.begin(way)
-        if way == "few" and self._colleague is not None:
-            self._colleague.wake()
+        if way == "few":
+            self._decoded += len(ids)
+            if self._colleague is not None:
+                self._colleague.wake()
         if way != "few" or len(ids) not in self._steps:
             return self.model.forward(ids, self._state), None
         found = self._steps[len(ids)](ids)

@@ -1,0 +1,40 @@
+"""What a GPU's engine tells of itself."""
+
+import time
+from dataclasses import astuple, dataclass, field
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of experts copied to the device for prompts. Of tokens taken a few at a time: pairs of a token and an
+    expert that was chosen for it, those that were not resident, of these those that the CPU computed, and its seconds.
+    """
+
+    copied: int = 0
+    routed: int = 0
+    missed: int = 0
+    on_cpu: int = 0
+    cpu_s: float = 0.0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of pairs whose expert was resident, None without any."""
+        return 1 - self.missed / self.routed if self.routed else None
+
+    def __sub__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass
+class Started:
+    """Seconds of each step of a start."""
+
+    steps: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def done(self, step: str) -> None:
+        now = time.perf_counter()
+        self.steps[step], self._since = now - self._since, now
