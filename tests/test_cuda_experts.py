@@ -70,15 +70,20 @@ class Layer:
         self.form = ExpertForm(case.hidden, form13, form2, *offsets[:4], *biases, dtype, *clamped)
 
     def expected(self, x, ids, weights, many):
-        """float32 [tokens, hidden]. `many`: weights are rounded, and the outputs of every expert."""
+        """float32 [tokens, hidden]. `many`: weights are rounded, and the outputs of every expert.
+
+        `flip` is then the most that one value of h moves a sum by, rounded to its neighbour.
+        """
         activation = ClampedSwiglu(1.702, 7.0) if self.case.clamped else swiglu
-        out = torch.zeros(len(x), self.case.hidden)
+        out, self.flip = torch.zeros(len(x), self.case.hidden), 0.0
         for token, slot in (ids >= 0).nonzero().tolist():
             w13, w2, b13, b2 = self.weights[ids[token, slot]]
             if many:
                 w13, w2 = rounded(w13), rounded(w2)
             gate, up = (w13 @ x[token].float() + (b13 if self.case.biases else 0)).chunk(2)
-            y = w2 @ rounded(activation(gate, up)) + (b2[: self.case.hidden] if self.case.biases else 0)
+            h = rounded(activation(gate, up))
+            self.flip = max(self.flip, float(2**-8 * h.abs().max() * w2.abs().max() * weights[token, slot]))
+            y = w2 @ h + (b2[: self.case.hidden] if self.case.biases else 0)
             out[token] += weights[token, slot] * (rounded(y) if many else y)
         return out
 
@@ -108,9 +113,12 @@ def test_sorts_pairs_by_expert(tokens, slots, experts, device):
     assert routes.offsets[0] == 0
 
 
-def near(found, expected):
-    """h is rounded to 2^-9 of itself, some of it to the neighbour where sums differ, and so are outputs of experts."""
-    close(found, expected, rtol=2**-7, atol=2**-7 * expected.std().item())
+def near(found, expected, flip=0.0):
+    """h is rounded to 2^-9 of itself, some of it to the neighbour where sums differ, and so are outputs of experts.
+
+    Among very many sums some have the largest value of h rounded so, which moves them by `flip`.
+    """
+    close(found, expected, rtol=2**-7, atol=2**-7 * expected.std().item() + flip)
 
 
 def run_many(layer, x, ids, weights, lists, tile, device):
@@ -198,7 +206,7 @@ def test_real_sizes(case, device):
     x = normal(200, case.hidden).bfloat16()
     expected = layer.expected(x, ids, weights, many=True)
     for tile in TILES:
-        near(run_many(layer, x, ids, weights, [[0, 1, 2, 3, 4]], tile, device), expected)
+        near(run_many(layer, x, ids, weights, [[0, 1, 2, 3, 4]], tile, device), expected, layer.flip)
     for tokens in (1, 8):
         h = torch.empty(tokens * 3, case.size, dtype=torch.bfloat16, device=device)
         out = torch.empty(tokens, case.hidden, device=device)
