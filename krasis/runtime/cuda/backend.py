@@ -79,14 +79,22 @@ class DeviceHeads:
     """Implements `krasis.models.family.Heads`."""
 
     def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
-        found = [matrix.values for matrix in matrices]
-        self._stacked = torch.stack([values for values in found if values is not None])
+        self._stacked = _in_place([matrix.values for matrix in matrices if matrix.values is not None])
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.bmm(x.transpose(0, 1), self._stacked.transpose(1, 2)).transpose(0, 1)
 
     def dense(self, heads: slice) -> Tensor:
         return self._stacked[heads]
+
+
+def _in_place(records: Sequence[Tensor]) -> Tensor:
+    """[records, ..] without a copy: tensors of one shape that lie equally far apart in one allocation."""
+    first = records[0]
+    offsets = [record.storage_offset() for record in records]
+    apart = offsets[1] - offsets[0] if len(records) > 1 else first.numel()
+    assert offsets == [offsets[0] + i * apart for i in range(len(records))]
+    return first.as_strided((len(records), *first.shape), (apart, *first.stride()))
 
 
 def _product(matrix: PackedMatrix) -> Product:
