@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_devices import on_devices
+from cuda_devices import DEVICES, on_devices
 from msgspec.structs import replace
 
 from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda import store
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
+from krasis.runtime.cuda.room import free_bytes
 from krasis.runtime.placement.outline import outline
 from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
@@ -23,7 +24,7 @@ BY_GPU = replace(REFERENCE, host_read=1e7, together=1e9)
 """Of these small experts the GPU reads all that a token misses itself."""
 BY_CPU = replace(REFERENCE, pcie=1.0)
 BY_BOTH = replace(REFERENCE, hand_off_s=20e-6, pcie=1e9, host_read=1e9, together=2e9)
-"""Three of four by the GPU, fewer by the CPU alone."""
+"""Half of them by the GPU, rounded down."""
 
 NEAR = {"bf16": 0.03, "fp8": 0.08}
 """Of the logits' norm. Each kernel rounds to bfloat16, 2^-9, and the CPU's experts take activations in 8 bits: 0.2% to
@@ -248,3 +249,14 @@ def test_starting_is_timed_by_step(device, demo_pack, hybrid):
     engine = hybrid(demo_pack(), device, HALF)
     assert list(engine.started.steps) == ["plan", "register", "load", "capture"]
     assert all(seconds >= 0 for seconds in engine.started.steps.values())
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_takes_no_more_of_the_device_than_its_budget(device, demo_pack, ids):
+    before, vram = free_bytes(torch.device(device)), 2 << 30
+    engine = CudaEngine(Pack(demo_pack()), torch.device(device, 0), context=CONTEXT, vram=vram, threads=1)
+    _, state = prefilled(engine, ids[:PREFILLED])
+    decoded(engine, ids[PREFILLED : PREFILLED + DECODED], state)
+    taken = before - torch.cuda.mem_get_info()[0]
+    engine.close()
+    assert 0 < taken <= vram
