@@ -11,7 +11,7 @@ from krasis.models.ops import Ops
 from krasis.models.state import Cached
 from krasis.native.cuda.gemm import MOST_FEW, Form, Product, Products, Scratch, linear, linear_few
 from krasis.native.cuda.ops import embed
-from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, side_by_side
+from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, rows_of, side_by_side
 from krasis.runtime.cuda.ops import CudaOps
 from krasis.runtime.placement.outline import LAYOUT
 
@@ -19,7 +19,8 @@ from krasis.runtime.placement.outline import LAYOUT
 class CudaBackend:
     """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation, beside)` gives those of a layer.
 
-    `position`, int32 [1], is how far the sequence is. Results are bfloat16, or float32 where asked to be wide.
+    `position`, int32 [1], is how far the sequence is; `reaches_host` says whether kernels can read the pack's pages.
+    Results are bfloat16, or float32 where asked to be wide.
     """
 
     name = "cuda"
@@ -28,16 +29,25 @@ class CudaBackend:
     exact_rows = False
 
     def __init__(
-        self, position: Tensor, scratch: Scratch, make_experts: Callable[[int, Activation, Linear | None], Experts]
+        self,
+        position: Tensor,
+        scratch: Scratch,
+        make_experts: Callable[[int, Activation, Linear | None], Experts],
+        *,
+        reaches_host: bool,
     ) -> None:
-        self._make_experts, self._scratch = make_experts, scratch
+        self._make_experts, self._scratch, self._reaches_host = make_experts, scratch, reaches_host
+        self._device = position.device
         self.ops: Ops = CudaOps(position)
 
     def tensor(self, stored: Tensor) -> Tensor:
         return stored
 
     def embedding(self, table: Tensor) -> Linear:
-        return lambda ids: embed(table, ids)
+        if self._reaches_host:
+            return lambda ids: embed(table, ids)
+        on_host = rows_of(table)
+        return lambda ids: on_host(ids.cpu()).to(self._device)
 
     def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
         if matrix.values is not None:

@@ -102,8 +102,8 @@ class CudaEngine(Engine):
         self._crossover = self._ways(candidates(self._outline, heat))
         self._synchronize()
         self.started.done("load")
-        # Captured, choices could not be told to a tracer.
-        self._steps = {} if trace else self._captured()
+        # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
+        self._steps = {} if trace or not self._store.registered else self._captured()
         self._before = self.traffic()
         self.started.done("capture")
 
@@ -122,7 +122,7 @@ class CudaEngine(Engine):
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
-        self.backend = CudaBackend(place, scratch, hybrid.layer)
+        self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
         if self._colleague is not None:

@@ -29,6 +29,11 @@ class Lanes:
         """An event that happens once what the current stream was given so far is done."""
         return torch.cuda.current_stream().record_event() if self._copies is not None else None
 
+    def finish(self, event: Event) -> None:
+        """The host goes on once `event` has happened."""
+        if event is not None:
+            event.synchronize()
+
     def wait(self, event: Event) -> None:
         """The current stream goes on once `event` has happened."""
         if event is not None:

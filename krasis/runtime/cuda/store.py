@@ -11,7 +11,7 @@ from krasis.pack.reader import Pack
 class HostStore:
     """The host memory of a pack as `device` reaches it.
 
-    `notes` says so where the system refuses to register it: copies are staged by the driver then, slowly.
+    `notes` says so where the system refuses to register it. The device can't read it then: all must be copied there.
     """
 
     def __init__(self, pack: Pack, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class HostStore:
         except KrasisError as error:
             self.close()
             self.notes.append(
-                f"the pack can't be registered with the GPU, so copies to it take several times as long: {error}"
+                f"the pack can't be registered with the GPU, so prompts and tokens take several times as long: {error}"
             )
 
     @property

@@ -11,20 +11,22 @@ from krasis.pack.reader import Pack
 from krasis.runtime.cuda.lanes import Event, Lanes
 from krasis.runtime.cuda.passes import Way
 from krasis.runtime.cuda.residents import Residents, segment_of
+from krasis.runtime.cuda.staging import Staging
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.placement.outline import LAYOUT
+
+Run = tuple[int, int, int]
+"""Bytes into a layer's records, bytes into a buffer, and how many bytes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Experts of a layer that pass through one buffer together: `experts` int32 [n] and `count` on the device.
-
-    `runs` are (bytes into the layer's records, bytes into the buffer, bytes) of what is copied; none where they are
-    resident.
+    """Experts of a layer that pass through one buffer together: `experts` int32 [n] on the device, and the `runs` of
+    bytes that they are, which lie in the buffer without gaps.
     """
 
     experts: Tensor
-    runs: tuple[tuple[int, int, int], ...]
+    runs: tuple[Run, ...]
 
 
 class Stream:
@@ -45,6 +47,8 @@ class Stream:
         self._turn = 0
         self._read: list[Event] = [None] * len(ring)
         self._filled: list[Event] = [None] * len(ring)
+        # Where the device can't reach the pack, what it is to get is gathered first.
+        self._staging = None if store.registered else Staging([len(buffer) for buffer in ring], self._device)
         self.copied = 0
         self.way: Way = "whole"
         self._plan_whole()
@@ -121,12 +125,21 @@ class Stream:
     def _copy_into_next(self, layer: int, part: Part) -> None:
         buffer = self._next % len(self._ring)
         self._next += 1
-        source, to = self._store.address(self._records[layer]), self._ring[buffer].data_ptr()
+        runs, source = self._source(layer, part, buffer)
+        to = self._ring[buffer].data_ptr()
         with self._lanes.copying(after=self._read[buffer]):
-            for begin, at, size in part.runs:
+            for begin, at, size in runs:
                 copy(self._device, to + at, source + begin, size)
                 self.copied += size
             self._filled[buffer] = self._lanes.mark()
+
+    def _source(self, layer: int, part: Part, buffer: int) -> tuple[tuple[Run, ...], int]:
+        """What is to be copied, and the address that it begins at."""
+        if self._staging is None:
+            return part.runs, self._store.address(self._records[layer])
+        self._lanes.finish(self._filled[buffer])
+        source = self._staging.fill(buffer, self._records[layer], part.runs)
+        return ((0, 0, sum(size for _, _, size in part.runs)),), source
 
     def _shares(self, layer: int, experts: Sequence[int]) -> Iterator[Sequence[int]]:
         """Experts in runs that fit a buffer."""
@@ -140,7 +153,7 @@ class Stream:
 
     def _part(self, layer: int, experts: Sequence[int]) -> Part:
         size = self._sizes[layer]
-        runs: list[tuple[int, int, int]] = []
+        runs: list[Run] = []
         for place, expert in enumerate(experts):
             begin, at = expert * size, place * size
             if runs and runs[-1][0] + runs[-1][2] == begin:
