@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from krasis.native.cuda import ops
 from krasis.native.cuda.attention import attention_few, attention_many, widen
-from krasis.native.cuda.delta import DeltaNet, conv_silu, delta_net
+from krasis.native.cuda.delta import conv_silu, delta_net
 from krasis.native.cuda.ops import Cache
+from krasis.native.delta_net import DeltaNet
 
 LENGTH, CALLS, REPLAYS = 10_000, 16, 20
 BEYOND_CACHE, LONG_FLOPS = 200_000_000, 1e11

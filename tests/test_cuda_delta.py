@@ -9,7 +9,8 @@ from cuda_devices import on_devices
 from test_cuda_ops import random
 
 from krasis.models.ops import DeltaForm, DeltaShape, TorchOps
-from krasis.native.cuda.delta import DeltaNet, conv_silu, delta_net
+from krasis.native.cuda.delta import conv_silu, delta_net
+from krasis.native.delta_net import DeltaNet
 
 REFERENCE = TorchOps()
 ROUNDED = {"rtol": 2**-8, "atol": 1e-4}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.native.cpu import Pool
+from krasis.native.delta_net import DeltaNet
 from krasis.native.library import cpu_library
 
 GATES = {"sigmoid": 0, "silu": 1}
@@ -41,17 +42,8 @@ class _CRows(ctypes.Structure):
 
 
 @dataclass(frozen=True, eq=False)
-class DeltaNet:
-    """A `krasis_delta_net`: `rate` and `dt_bias` [value_heads], `norm` [value_dim], float32."""
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    rate: Tensor
-    dt_bias: Tensor
-    norm: Tensor
-    norm_eps: float
+class CpuDeltaNet(DeltaNet):
+    """A `krasis_delta_net`."""
 
     def __post_init__(self) -> None:
         lengths = {"rate": self.value_heads, "dt_bias": self.value_heads, "norm": self.value_dim}
@@ -174,7 +166,7 @@ class NativeOps:
         self._do(self._route(self._pool.handle, *arguments, ids.data_ptr(), weights.data_ptr()))
         return ids, weights
 
-    def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, net: DeltaNet, memory: Tensor) -> Tensor:
+    def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, net: CpuDeltaNet, memory: Tensor) -> Tensor:
         """[tokens, value_heads * value_dim], token by token; see `krasis_delta_net_step`."""
         tokens, values = qkv.shape[0], net.value_heads * net.value_dim
         _check(qkv, "qkv", (tokens, net.channels))

@@ -1,12 +1,16 @@
 """The operations between products on the CPU: native kernels, and torch where these take what is asked no faster."""
 
-from functools import cache
+from functools import cache, partial
+from typing import TypeVar
 
 from torch import Tensor
 
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
-from krasis.native.ops import DeltaNet, NativeOps
+from krasis.native.delta_net import DeltaNet
+from krasis.native.ops import CpuDeltaNet, NativeOps
+
+D = TypeVar("D", bound=DeltaNet)
 
 
 class CpuOps(TorchOps):
@@ -14,7 +18,7 @@ class CpuOps(TorchOps):
 
     def __init__(self, native: NativeOps) -> None:
         self.native = native
-        self._delta_nets = cache(_delta_net)
+        self._delta_nets = cache(partial(delta_net_of, CpuDeltaNet))
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.native.norm(x, weight, eps)
@@ -48,7 +52,8 @@ class CpuOps(TorchOps):
         return self.native.delta_net(qkv, z, beta_step, self._delta_nets(form), memory)
 
 
-def _delta_net(form: DeltaForm) -> DeltaNet:
+def delta_net_of(kind: type[D], form: DeltaForm) -> D:
+    """The form as kernels take it, of the kind that theirs is."""
     shape = form.shape
     dims = (shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
-    return DeltaNet(*dims, form.rate, form.dt_bias, form.norm, form.norm_eps)
+    return kind(*dims, form.rate, form.dt_bias, form.norm, form.norm_eps)

@@ -12,10 +12,11 @@ from real_sizes import sizes
 
 from krasis.errors import FitError, KrasisError
 from krasis.models.state import Cache, Recurrent
+from krasis.native.cuda.gemm import MOST_FEW
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.cuda.lanes import Lanes
-from krasis.runtime.cuda.passes import FEW, Crossover
+from krasis.runtime.cuda.passes import Crossover
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents, segment_of
 from krasis.runtime.cuda.room import check_room
@@ -213,7 +214,7 @@ def test_the_way_that_takes_least_is_taken(tokens, whole, dense, layers):
     found = ways.seconds(tokens)
     assert found[ways.best(tokens)] == min(found.values())
     assert ways.best(1) == "few"
-    more = ways.seconds(tokens + FEW)
+    more = ways.seconds(tokens + MOST_FEW)
     assert all(more[way] >= found[way] for way in found)
     assert more["whole"] == found["whole"]
     assert ways.best(10**6) == "whole"

@@ -1,30 +1,14 @@
 """Gated DeltaNet on the GPU: the convolution before it, the delta rule, and the gated norm after it."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, Function
-from krasis.native.cuda.ops import TYPES
+from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, TYPES, Function
+from krasis.native.delta_net import DeltaNet
 
 _conv = Function("krasis_cuda_conv", POINTER, LONG, LONG, INT, POINTER, INT, POINTER, POINTER)
 _delta = Function("krasis_cuda_delta", POINTER, LONG, POINTER, INT, LONG, LONG, *[INT] * 4, *[POINTER] * 4)
 _gated_norm = Function("krasis_cuda_gated_norm", POINTER, POINTER, LONG, LONG, INT, INT, POINTER, FLOAT, POINTER)
-
-
-@dataclass(frozen=True, eq=False)
-class DeltaNet:
-    """Heads and dimensions, `rate` and `dt_bias` [value heads], `norm` [value dim], float32 on the device."""
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    rate: Tensor
-    dt_bias: Tensor
-    norm: Tensor
-    norm_eps: float
 
 
 def conv_silu(x: Tensor, weight: Tensor, state: Tensor) -> Tensor:

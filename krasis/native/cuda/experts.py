@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cuda.gemm import CODECS, TILES, TYPES, Form, Scratch, Tile, check, check_rows, tile_for
-from krasis.native.cuda.library import INT, LONG, POINTER, Function
+from krasis.native.cuda.gemm import CODECS, TILES, Form, Scratch, Tile, check, check_rows, tile_for
+from krasis.native.cuda.library import INT, LONG, POINTER, TYPES, Function
 
 _CHUNK = 256
 

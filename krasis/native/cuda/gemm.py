@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cuda.library import INT, LONG, POINTER, Function
+from krasis.native.cuda.library import INT, LONG, POINTER, TYPES, Function
 from krasis.native.matrix import CMatrix
 
 MOST_FEW = 8
@@ -17,7 +17,6 @@ MOST_FEW = 8
 MOST_PRODUCTS = 8
 
 CODECS = {"int4": 0, "int8": 1, "mxfp4": 3}
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 Tile = Literal["32x256", "64x256", "128x256"]
 TILES: dict[Tile, int] = {"32x256": 0, "64x256": 1, "128x256": 2}
 """Rows x columns of a block of the kernels for many rows."""

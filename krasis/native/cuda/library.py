@@ -10,6 +10,9 @@ from torch import Tensor
 from krasis.errors import KrasisError
 from krasis.native.library import cpu_library, open_library
 
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""As the C ABI numbers them: `krasis_type`."""
+
 INT, LONG, FLOAT, POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 _NAMES = {"cuda": "libkrasis_cuda.so", "cpu": "libkrasis_cuda_emulated.so"}

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.native.cuda.host import Registered
-from krasis.native.cuda.library import INT, LONG, POINTER, Function
+from krasis.native.cuda.library import INT, LONG, POINTER, TYPES, Function
 from krasis.native.server import Mailbox, trouble
 
 TIMEOUT = 10.0
 """Seconds: a layer's experts may have to come from a disk first."""
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _STATE, _MISSED = 4, 3
 
 _post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 4)
@@ -108,10 +107,10 @@ class DeviceMailbox:
 
     def _type_of(self, rows: Tensor) -> int:
         box = self._box
-        if rows.dtype not in _TYPES or rows.dim() != 2 or rows.shape[1] != box.hidden or len(rows) > box.tokens:
+        if rows.dtype not in TYPES or rows.dim() != 2 or rows.shape[1] != box.hidden or len(rows) > box.tokens:
             expected = f"float32 or bfloat16, at most ({box.tokens}, {box.hidden})"
             raise InputError(f"{rows.dtype} {tuple(rows.shape)}", expected=expected)
-        return _TYPES[rows.dtype]
+        return TYPES[rows.dtype]
 
     def _check(self, *tensors: Tensor) -> None:
         for tensor in tensors:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from krasis.errors import InputError
-from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, Function
+from krasis.native.cuda.library import FLOAT, INT, LONG, POINTER, TYPES, Function
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 SCORES = {"softmax": 0, "sigmoid": 1, "logits": 2}
 MOST_EXPERTS, MOST_CHOSEN = 512, 16
 PARTS = 128

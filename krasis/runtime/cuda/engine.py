@@ -12,7 +12,7 @@ from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cores import physical_cores
-from krasis.native.cuda.gemm import Scratch
+from krasis.native.cuda.gemm import MOST_FEW, Scratch
 from krasis.native.cuda.mailbox import TIMEOUT, Split
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
@@ -45,7 +45,7 @@ from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
-STEPS = (8, 4, 2, 1)
+STEPS = (MOST_FEW, 4, 2, 1)
 """Tokens that are taken together in captured steps."""
 
 CORES_LEFT = 2
@@ -151,9 +151,8 @@ class CudaEngine(Engine):
         return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
     def _ways(self, found: Candidates) -> Crossover:
-        sizes = {(layer, e) for layer, cold in self.residents.cold.items() for e in cold}
-        away = np.array([pair in sizes for pair in zip(found.layer.tolist(), found.expert.tolist(), strict=True)], bool)
-        bytes_away = found.bytes * away
+        away = [cold for layer in self.residents.where.values() for cold in layer.tolist()]
+        bytes_away = found.bytes * (np.array(away, np.int64) < 0)
 
         def missed(tokens: int) -> float:
             return float((touched(found, tokens) * bytes_away).sum())

@@ -1,6 +1,6 @@
 """The operations between products on the GPU."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
 from krasis.native.cuda import delta, ops
-from krasis.native.cuda.delta import DeltaNet
+from krasis.native.delta_net import DeltaNet
+from krasis.runtime.ops import delta_net_of
 
 
 class CudaOps(TorchOps):
@@ -18,7 +19,7 @@ class CudaOps(TorchOps):
 
     def __init__(self, position: Tensor) -> None:
         self._position = position
-        self._delta_nets = cache(_delta_net)
+        self._delta_nets = cache(partial(delta_net_of, DeltaNet))
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return ops.norm(x, weight, eps)
@@ -55,9 +56,3 @@ class CudaOps(TorchOps):
 
     def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, form: DeltaForm, memory: Tensor) -> Tensor:
         return delta.delta_net(qkv, z, beta_step, self._delta_nets(form), memory)
-
-
-def _delta_net(form: DeltaForm) -> DeltaNet:
-    shape = form.shape
-    dims = (shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
-    return DeltaNet(*dims, form.rate, form.dt_bias, form.norm, form.norm_eps)

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from krasis.native.cuda.gemm import MOST_FEW
 from krasis.runtime.rates import Rates
-
-FEW = 8
-"""Tokens that the kernels of decode take at once."""
 
 Way = Literal["few", "touched", "whole"]
 """`few` at a time by the kernels of decode, the CPU computing what is missing; only experts that are `touched` passing
@@ -32,8 +30,8 @@ class Crossover:
 
     def seconds(self, tokens: int) -> dict[Way, float]:
         """Expected time of the bytes alone, the simplest way first."""
-        times, rest = divmod(tokens, FEW)
-        few, passes = times * self.missed(FEW) + (self.missed(rest) if rest else 0.0), times + bool(rest)
+        times, rest = divmod(tokens, MOST_FEW)
+        few, passes = times * self.missed(MOST_FEW) + (self.missed(rest) if rest else 0.0), times + bool(rest)
         hand_offs, dense = self.layers * self.rates.hand_off_s, self.dense / self.rates.device_read
         return {
             "whole": dense + self.whole / self.rates.pcie,

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from krasis.pack.reader import Pack
-from krasis.pack.record import SECTION_ALIGN, align
 from krasis.runtime.cuda.arena import Arena
-from krasis.runtime.placement.outline import LAYOUT
+from krasis.runtime.placement.outline import LAYOUT, dense_segments
 from krasis.runtime.weights import PLAIN
 from krasis.runtime.work import HEAD
 
@@ -33,17 +32,13 @@ class PlacedPack:
 def place_dense(pack: Pack, layers: tuple[int, ...], *, head: bool, arena: Arena) -> PlacedPack:
     """Copy the dense weights of `layers`, the last norm, and the head where `head` says so."""
     stored = pack.arrays(BASE, PLAIN)["norm", "values"]
-    norm = arena.take(align(stored.nbytes, SECTION_ALIGN))[: stored.nbytes].view(stored.dtype)
+    norm = arena.take(stored.nbytes).view(stored.dtype)
     norm.copy_(stored)
     records = {}
-    for name in [*(name for layer in layers for name in _dense_segments(pack, layer)), *([HEAD] if head else [])]:
+    dense = (name for layer in layers for name in dense_segments(layer) if name in pack.layouts_of)
+    for name in [*dense, *([HEAD] if head else [])]:
         layout = LAYOUT if LAYOUT in pack.layouts_of[name] else PLAIN
         found = pack.records(name, layout)
         records[name] = arena.take(found.nbytes)
         records[name].copy_(found, non_blocking=True)
     return PlacedPack(pack, records, norm)
-
-
-def _dense_segments(pack: Pack, layer: int) -> list[str]:
-    name = f"layers.{layer}"
-    return [segment for segment in (name, f"{name}.dense", f"{name}.heads") if segment in pack.layouts_of]

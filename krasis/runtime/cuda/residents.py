@@ -17,7 +17,7 @@ def segment_of(layer: int) -> str:
 class Residents:
     """`table[layer]`, int64 [experts] on the device: the address of an expert's record, 0 where it is not there.
 
-    `where[layer]`, int32, is 0 for those that are there and -1 for the others, which `cold[layer]` lists.
+    `where[layer]`, int32, is 0 for those that are there, whom `hot[layer]` lists, and -1 for the `cold[layer]`.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Residents:
             layer: torch.tensor([0 if at else -1 for at in found], dtype=torch.int32, device=device)
             for layer, found in addresses.items()
         }
+        self.hot = {layer: [e for e, at in enumerate(found) if at] for layer, found in addresses.items()}
         self.cold = {layer: [e for e, at in enumerate(found) if not at] for layer, found in addresses.items()}
 
 

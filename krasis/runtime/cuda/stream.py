@@ -10,10 +10,9 @@ from krasis.native.cuda.host import copy
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.lanes import Event, Lanes
 from krasis.runtime.cuda.passes import Way
-from krasis.runtime.cuda.residents import Residents, segment_of
+from krasis.runtime.cuda.residents import Residents, records_of
 from krasis.runtime.cuda.staging import Staging
 from krasis.runtime.cuda.store import HostStore
-from krasis.runtime.placement.outline import LAYOUT
 
 Run = tuple[int, int, int]
 """Bytes into a layer's records, bytes into a buffer, and how many bytes."""
@@ -41,8 +40,9 @@ class Stream:
         self._store, self._ring, self._lanes = store, ring, lanes
         self._device = next(iter(residents.table.values())).device
         self._layers = list(residents.table)
-        self._records = {layer: pack.records(segment_of(layer), LAYOUT) for layer in self._layers}
-        self._sizes = {layer: pack.segment(segment_of(layer), LAYOUT).record_bytes for layer in self._layers}
+        found = {layer: records_of(pack, layer) for layer in self._layers}
+        self._records = {layer: records for layer, (records, _) in found.items()}
+        self._sizes = {layer: size for layer, (_, size) in found.items()}
         self._resident = residents
         self._turn = 0
         self._read: list[Event] = [None] * len(ring)
@@ -69,10 +69,7 @@ class Stream:
             self._whole[layer] = parts
             self._addresses[layer] = addresses
             self._tables[layer] = self._table(addresses)
-        self._hot = {
-            layer: self._list([e for e in range(len(table)) if e not in set(self._resident.cold[layer])])
-            for layer, table in self._resident.table.items()
-        }
+        self._hot = {layer: self._list(experts) for layer, experts in self._resident.hot.items()}
         self._queue: list[tuple[int, Part]] = [(layer, part) for layer in self._layers for part in self._whole[layer]]
 
     def begin(self, way: Way) -> None:

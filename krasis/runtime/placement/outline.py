@@ -94,10 +94,16 @@ def outline(manifest: Manifest, where: object = "") -> Outline:
     )
 
 
+def dense_segments(layer: int) -> tuple[str, str, str]:
+    """Of a layer, all that its weights but for experts may lie in; not every family has each."""
+    name = f"layers.{layer}"
+    return name, f"{name}.dense", f"{name}.heads"
+
+
 def _layer(layer: int, segments: dict[str, Segment]) -> Layer:
     name = f"layers.{layer}"
     routed = segments.get(f"{name}.experts")
-    dense = [segments[key] for key in (name, f"{name}.dense", f"{name}.heads") if key in segments]
+    dense = [segments[key] for key in dense_segments(layer) if key in segments]
     return Layer(
         dense=sum(segment.bytes for segment in dense),
         products=sum(segment.count * _products(segment) for segment in dense),
