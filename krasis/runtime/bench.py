@@ -1,6 +1,7 @@
 """Measure a pack on this machine: prefill, then decode, and how near the reference they stay."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -88,25 +89,30 @@ def measure(
     return Measured(found, rates, products)
 
 
-def run(engine: Engine, ids: list[int], prompt: int, progress: Progress) -> Run:
+def run(
+    engine: Engine, ids: list[int], prompt: int, progress: Progress, between: Callable[[], object] = lambda: None
+) -> Run:
     """The first `prompt` of `ids` at once, then the others one by one, each followed by a greedy choice.
 
-    What is chosen isn't fed back, so that every run does the same. Raises KrasisError for logits that are not finite.
+    What is chosen isn't fed back, so that every run does the same. `between` is called after the prompt, untimed.
+    Raises KrasisError for logits that are not finite.
     """
     state = engine.new_state()
     begin = time.perf_counter()
     logits = engine.last_logits(ids[:prompt], state)
     int(logits.argmax())
-    first = time.perf_counter()
+    ttft = time.perf_counter() - begin
     progress.advance(prompt)
+    between()
+    begin = time.perf_counter()
     for token in ids[prompt:]:
         logits = engine.last_logits([token], state)
         int(logits.argmax())
-    end = time.perf_counter()
+    decode = time.perf_counter() - begin
     progress.advance(len(ids) - prompt)
     if not bool(logits.isfinite().all()):
         raise KrasisError(f"logits are not finite after {len(ids)} tokens")
-    return Run(prompt, len(ids) - prompt, first - begin, end - first)
+    return Run(prompt, len(ids) - prompt, ttft, decode)
 
 
 def agreement(pack: Pack, engine: Engine, ids: list[int]) -> float:

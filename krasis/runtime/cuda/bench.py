@@ -1,15 +1,13 @@
 """Measure a pack on a GPU: what moved over which path, and what the plan allows at the rates of the same minutes."""
 
-import time
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import torch
 
-from krasis.errors import KrasisError
 from krasis.pack.progress import Progress
-from krasis.runtime.bench import Run
+from krasis.runtime.bench import Run, run
 from krasis.runtime.cuda.engine import CudaEngine
 from krasis.runtime.cuda.figures import Traffic
 
@@ -51,22 +49,10 @@ def measure(engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress
 
 
 def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress) -> HybridRun:
-    state, at_first = engine.new_state(), engine.traffic()
-    begin = time.perf_counter()
-    int(engine.last_logits(ids[:prompt], state).argmax())
-    ttft = time.perf_counter() - begin
-    between = engine.traffic()
-    progress.advance(prompt)
-    begin = time.perf_counter()
-    for token in ids[prompt:]:
-        logits = engine.last_logits([token], state)
-        int(logits.argmax())
-    decode = time.perf_counter() - begin
-    progress.advance(len(ids) - prompt)
-    if not bool(logits.isfinite().all()):
-        raise KrasisError(f"logits are not finite after {len(ids)} tokens")
-    run = Run(prompt, len(ids) - prompt, ttft, decode)
-    return HybridRun(run, between - at_first, engine.traffic() - between)
+    seen = [engine.traffic()]
+    found = run(engine, ids, prompt, progress, lambda: seen.append(engine.traffic()))
+    before, between, after = *seen, engine.traffic()
+    return HybridRun(found, between - before, after - between)
 
 
 @dataclass(frozen=True)
