@@ -1,7 +1,4 @@
 // The C ABI of the CPU library: checks its arguments, and turns exceptions into codes.
-#include <new>
-#include <system_error>
-
 #include "check.h"
 #include "isa.h"
 #include "team.h"
@@ -18,14 +15,7 @@ krasis_status create(int threads, int isa, krasis_pool **pool) noexcept {
     const krasis::Kernels *kernels = krasis::kernels_of(isa);
     if (!kernels)
         return KRASIS_ERROR_ISA;
-    try {
-        *pool = new krasis_pool(threads, isa, *kernels);
-        return KRASIS_OK;
-    } catch (const std::system_error &) {
-        return KRASIS_ERROR_THREADS;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    return krasis::made(pool, [&] { return new krasis_pool(threads, isa, *kernels); });
 }
 
 } // namespace

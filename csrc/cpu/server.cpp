@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <new>
-#include <system_error>
 
 #include "check.h"
 
@@ -150,14 +148,7 @@ krasis_status create(krasis_pool *pool, const krasis_experts *layers, int64_t co
                      krasis_server **server) noexcept {
     if (const krasis_status status = check(pool, layers, count, mailbox))
         return status;
-    try {
-        *server = new krasis_server(*pool, {layers, layers + count}, *mailbox);
-        return KRASIS_OK;
-    } catch (const std::system_error &) {
-        return KRASIS_ERROR_THREADS;
-    } catch (...) {
-        return KRASIS_ERROR_MEMORY;
-    }
+    return krasis::made(server, [&] { return new krasis_server(*pool, {layers, layers + count}, *mailbox); });
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mutex>
+#include <system_error>
 #include <vector>
 
 #include "attention.h"
@@ -27,6 +28,18 @@ struct krasis_pool {
 };
 
 namespace krasis {
+
+// Puts what make() gives, which may start threads, where it is wanted.
+template <class T, class Make> krasis_status made(T **out, const Make &make) noexcept {
+    try {
+        *out = make();
+        return KRASIS_OK;
+    } catch (const std::system_error &) {
+        return KRASIS_ERROR_THREADS;
+    } catch (...) {
+        return KRASIS_ERROR_MEMORY;
+    }
+}
 
 // Runs action(), which gives a status, while no other call runs on the pool. Only memory can run out there.
 template <class Action> krasis_status alone(krasis_pool &pool, const Action &action) {

@@ -54,6 +54,15 @@ inline krasis_status check_products(const krasis_cuda_product *products, int cou
     return columns <= ldy ? KRASIS_OK : KRASIS_ERROR_SHAPE;
 }
 
+inline krasis_status check_linear(const krasis_cuda_product *products, int count, const void *x, int m, int64_t ldx,
+                                  int k_in, const void *y, int y_type, int64_t ldy) {
+    if (const krasis_status status = check_rows(x, m, ldx, k_in))
+        return status;
+    if (const krasis_status status = check_output(y, y_type))
+        return status;
+    return check_products(products, count, k_in, ldy);
+}
+
 inline krasis_status check_experts(const krasis_cuda_experts *e, const void *records, int tokens, int slots) {
     if (!e || !records)
         return KRASIS_ERROR_NULL;

@@ -29,11 +29,7 @@ int64_t most_tiles(int tokens, int slots, int count, int tile) {
 
 extern "C" int krasis_cuda_linear(const krasis_cuda_product *products, int count, const uint16_t *x, int m, int64_t ldx,
                                   int k_in, void *y, int y_type, int64_t ldy, int tile, void *stream) {
-    if (const int status = check_rows(x, m, ldx, k_in))
-        return status;
-    if (const int status = check_output(y, y_type))
-        return status;
-    if (const int status = check_products(products, count, k_in, ldy))
+    if (const int status = check_linear(products, count, x, m, ldx, k_in, y, y_type, ldy))
         return status;
     if (!known_tile(tile))
         return KRASIS_ERROR_SHAPE;
