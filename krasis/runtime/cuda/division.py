@@ -1,6 +1,11 @@
 """Who computes the experts that a token misses: the CPU, or the GPU, reading them over PCIe."""
 
+from collections.abc import Callable
+
 from krasis.runtime.rates import Rates
+
+Divide = Callable[[int, int, Rates], list[int]]
+"""See `division`."""
 
 BESIDE = 0.85
 """Share of the rate of PCIe that is left to kernels' own reads while the CPU reads too."""

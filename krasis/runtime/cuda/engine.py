@@ -21,7 +21,7 @@ from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.cuda.backend import CudaBackend
 from krasis.runtime.cuda.colleague import Colleague
-from krasis.runtime.cuda.division import division
+from krasis.runtime.cuda.division import Divide, division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
 from krasis.runtime.cuda.lanes import Lanes
@@ -59,8 +59,9 @@ class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
-    compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer. `started`
-    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
+    compute what few tokens choose of the others, but for what `divide` leaves to the GPU, and are given up after
+    `timeout` seconds without an answer. `started` tells what starting took. Raises FitError where the budget is too
+    small, or more than what is free.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class CudaEngine(Engine):
         placement: Plan | None = None,
         trace: bool = False,
         timeout: float = TIMEOUT,
+        divide: Divide = division,
     ) -> None:
         self.started, self.device, self.spec, self.kv = Started(), device, read_spec(pack), kv or "bf16"
         self._family = models.of(self.spec)
@@ -98,7 +100,7 @@ class CudaEngine(Engine):
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads, timeout)
+        self._place(pack, threads, timeout, divide)
         self._crossover = self._ways(candidates(self._outline, heat))
         self._synchronize()
         self.started.done("load")
@@ -107,7 +109,7 @@ class CudaEngine(Engine):
         self._before = self.traffic()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None, timeout: float) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
         arena = Arena("dense weights", planned.dense, device)
@@ -121,7 +123,7 @@ class CudaEngine(Engine):
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack))
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack, divide))
         self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
@@ -134,14 +136,14 @@ class CudaEngine(Engine):
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
-    def _splits(self, pack: Pack) -> dict[int, Split]:
+    def _splits(self, pack: Pack, divide: Divide) -> dict[int, Split]:
         """How the experts that a token misses are divided, for layers where some may be missed."""
         splits: dict[int, Split] = {}
         if not self._store.registered:
             return splits
         for layer in (layer for layer, cold in self.residents.cold.items() if cold):
             records, size = records_of(pack, layer)
-            read = torch.tensor(division(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            read = torch.tensor(divide(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
         return splits
 
