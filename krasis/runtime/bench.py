@@ -15,6 +15,7 @@ from krasis.errors import KrasisError
 from krasis.native.cpu import Pool
 from krasis.pack.progress import Progress
 from krasis.pack.reader import Pack
+from krasis.runtime.decode import decode
 from krasis.runtime.engine import Engine
 from krasis.runtime.limits import product_rate, read_rate
 from krasis.runtime.machine import available_ram
@@ -97,22 +98,33 @@ def run(
     What is chosen isn't fed back, so that every run does the same. `between` is called after the prompt, untimed.
     Raises KrasisError for logits that are not finite.
     """
-    state = engine.new_state()
+    text, state, decoded = Text(ids), engine.new_state(), len(ids) - prompt
     begin = time.perf_counter()
-    logits = engine.last_logits(ids[:prompt], state)
-    int(logits.argmax())
+    tokens = decode(engine, ids[:prompt], state, text, most=decoded + 1)
+    next(tokens)
     ttft = time.perf_counter() - begin
     progress.advance(prompt)
     between()
     begin = time.perf_counter()
-    for token in ids[prompt:]:
-        logits = engine.last_logits([token], state)
-        int(logits.argmax())
-    decode = time.perf_counter() - begin
-    progress.advance(len(ids) - prompt)
-    if not bool(logits.isfinite().all()):
+    for _ in tokens:
+        pass
+    decode_s = time.perf_counter() - begin
+    progress.advance(decoded)
+    if not bool(text.logits.isfinite().all()):
         raise KrasisError(f"logits are not finite after {len(ids)} tokens")
-    return Run(prompt, len(ids) - prompt, ttft, decode)
+    return Run(prompt, decoded, ttft, decode_s)
+
+
+class Text:
+    """Implements `krasis.runtime.decode.Choose`: makes a greedy choice, and gives the text's own token instead."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = torch.tensor(ids)
+
+    def __call__(self, logits: Tensor, position: int) -> Tensor:
+        self.logits, chosen = logits, logits.argmax(0, keepdim=True)
+        self._ids = self._ids.to(logits.device)
+        return self._ids[position : position + 1] if position < len(self._ids) else chosen
 
 
 def agreement(pack: Pack, engine: Engine, ids: list[int]) -> float:

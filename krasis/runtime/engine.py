@@ -1,7 +1,8 @@
 """A pack made ready to run: backend, weights, state."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,14 +21,25 @@ from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
 
+@dataclass(frozen=True)
+class Coming:
+    """A token that was chosen: `ids` int64 [1], which a step may be given. `get` waits for it."""
+
+    ids: Tensor
+    get: Callable[[], int]
+
+
 class Engine:
     """Runs sequences of at most `context` tokens, `sequences` of them together where results stay the same bit for bit.
 
     `plan` and `notes` say what it takes, `segments` what it reads of the pack, `layers` what each layer remembers.
 
+    `runs_ahead`: a step returns before it is done, and may be given the token that another one is still to choose.
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
     chooses, `moments` sums the squares of what experts are given.
     """
+
+    runs_ahead = False
 
     def __init__(
         self,
@@ -80,6 +92,19 @@ class Engine:
         for chunk in _chunks(ids):
             hidden = self.model.forward(chunk, state)
         return self.logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int] | Tensor, state: SequenceState) -> Tensor:
+        """Append a few ids; float32 [len(ids), vocabulary] logits after each, where tokens are chosen."""
+        return self.logits(self.model.forward(torch.as_tensor(ids), state))
+
+    def coming(self, ids: Tensor) -> Coming:
+        """The token `ids` [1] that is chosen of a step's logits, or will be. Its `get` raises what that step failed of."""
+        return Coming(ids, lambda: int(ids))
+
+    def settle(self, state: SequenceState, position: int) -> None:
+        """Be done with steps, and take back what of `state` lies at `position` or after it."""
+        state.take_back(position)
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:

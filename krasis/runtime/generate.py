@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from krasis.runtime.decode import Choose, decode
 from krasis.runtime.engine import Engine
-from krasis.runtime.sampler import Sampler
 from krasis.runtime.state import SequenceState
 from krasis.runtime.stop import StopText
 from krasis.runtime.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def generate(
     tokenizer: Tokenizer,
     prompt: list[int],
     state: SequenceState,
-    sampler: Sampler,
+    choose: Choose,
     *,
     max_tokens: int,
     stops: Sequence[str] = (),
@@ -54,20 +55,17 @@ def generate(
             show(text)
 
     begin = time.perf_counter()
-    token = sampler(engine.last_logits(prompt, state))
-    answer.ttft_s = time.perf_counter() - begin
-    while True:
-        answer.token_ids.append(token)
-        if token in engine.spec.eos_token_ids:
-            answer.finish_reason = "stop"
-            break
-        emit(stop.push(stream.push(token)))
-        if stop.hit:
-            answer.finish_reason = "stop"
-            break
-        if len(answer.token_ids) == max_tokens:
-            break
-        token = sampler(engine.last_logits([token], state))
-    answer.decode_s = time.perf_counter() - begin - answer.ttft_s
+    with closing(decode(engine, prompt, state, choose, most=max_tokens)) as tokens:
+        for token in tokens:
+            if not answer.token_ids:
+                answer.ttft_s = time.perf_counter() - begin
+            answer.token_ids.append(token)
+            ended = token in engine.spec.eos_token_ids
+            if not ended:
+                emit(stop.push(stream.push(token)))
+            if ended or stop.hit:
+                answer.finish_reason = "stop"
+                break
+        answer.decode_s = time.perf_counter() - begin - answer.ttft_s
     emit(stop.flush())
     return answer

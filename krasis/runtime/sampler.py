@@ -7,6 +7,8 @@ from torch import Tensor
 
 from krasis.errors import UsageError
 
+_BITS = (1 << 64) - 1
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,20 +34,35 @@ def _require(holds: bool, flag: str, value: float, expected: str) -> None:
 
 
 class Sampler:
-    """Draws tokens where the logits are; the same seed and logits give the same tokens on the same kind of device."""
+    """Draws tokens where the logits are, without waiting for them.
+
+    What is drawn depends on the seed, the logits, the position and the kind of device, and on nothing drawn before: so
+    a position may be drawn for again, or ahead of time.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = torch.Generator()
 
-    def __call__(self, logits: Tensor) -> int:
-        """float32 [vocabulary] -> token id. Equal logits resolve to the lowest id when greedy."""
+    def __call__(self, logits: Tensor, position: int) -> Tensor:
+        """float32 [vocabulary] -> token id, int64 [1]. Equal logits resolve to the lowest id when greedy."""
         if self._sampling.temperature == 0:
-            return int(logits.argmax())
+            return logits.argmax(0, keepdim=True)
         if self._generator.device != logits.device:
-            self._generator = torch.Generator(logits.device).manual_seed(self._sampling.seed)
+            self._generator = torch.Generator(logits.device)
+        self._generator.manual_seed(seed_at(self._sampling.seed, position))
         probabilities = filtered(logits, self._sampling)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        # Of exponential variables of these rates each is the least with its probability: no sum is needed, and no wait.
+        waits = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        return (probabilities / waits).argmax(0, keepdim=True)
+
+
+def seed_at(seed: int, position: int) -> int:
+    """64 bits that look unlike those of other seeds and positions: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    z = (seed * 0xD1342543DE82EF95 + (position + 1) * 0x9E3779B97F4A7C15) & _BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _BITS
+    return z ^ (z >> 31)
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -60,6 +77,6 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k:
         ranked[sampling.top_k :] = 0
         ranked /= ranked.sum()
-    ranked[ranked.cumsum(0) - ranked >= sampling.top_p] = 0
-    ranked[ranked < sampling.min_p * ranked[0]] = 0
+    ranked.masked_fill_(ranked.cumsum(0) - ranked >= sampling.top_p, 0)
+    ranked.masked_fill_(ranked < sampling.min_p * ranked[0], 0)
     return torch.zeros_like(ranked).scatter_(0, order, ranked)

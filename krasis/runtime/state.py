@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from krasis.errors import FitError
+from krasis.errors import FitError, KrasisError
 from krasis.models.blocks.rope import Angles, Rope
 from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
@@ -31,6 +31,7 @@ class SequenceState:
     ) -> None:
         self.position = 0
         self.capacity = capacity
+        self._lost = False
         self._layers = layers
         self._attention = attention
         self._rows = [
@@ -64,11 +65,23 @@ class SequenceState:
         keys, values = self.extend(layer, k, v)
         return self._attention(q, keys, values, scale, self._window(layer), sinks)
 
+    def take_back(self, position: int) -> None:
+        """Forget what lies at `position` and after it. Recurrent layers can't: with these the sequence ends there."""
+        if position != self.position:
+            self._lost = any(isinstance(layer, Recurrent) for layer in self._layers)
+            self.position = position
+
+    def check(self, tokens: int) -> None:
+        """Raises FitError where so many more are too many, and KrasisError where none may follow."""
+        if (end := self.position + tokens) > self.capacity:
+            raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
+        if self._lost:
+            raise KrasisError("recurrent layers remember tokens that were taken back", expected="a new state")
+
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `OneSequence`. Raises FitError past the capacity."""
-        end, window = self.position + rows[0].shape[0], self._window(layer)
-        if end > self.capacity:
-            raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
+        self.check(rows[0].shape[0])
+        window = self._window(layer)
         first = max(self.position - window + 1, 0) if window else 0
         return tuple(store.extend(self.position, x, first) for store, x in zip(self._rows[layer], rows, strict=True))
 

@@ -50,18 +50,18 @@ def test_filters_are_their_definition(logits, sampling):
 
 @given(LOGITS, SAMPLINGS)
 def test_what_is_drawn_was_kept(logits, sampling):
-    token = Sampler(sampling)(torch.tensor(logits))
+    token = int(Sampler(sampling)(torch.tensor(logits), 0))
     assert filtered(torch.tensor(logits), sampling)[token] > 0
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=40))
 def test_greedy_takes_the_first_of_equals(logits):
-    assert Sampler(Sampling())(torch.tensor(logits)) == logits.index(max(logits))
+    assert int(Sampler(Sampling())(torch.tensor(logits), 0)) == logits.index(max(logits))
 
 
 def draws(count, **settings):
     sampler, logits = Sampler(Sampling(**settings)), torch.tensor([2.0, 1.0, 0.0, -1.0])
-    return [sampler(logits) for _ in range(count)]
+    return [int(sampler(logits, position)) for position in range(count)]
 
 
 def test_a_seed_repeats_its_draws():

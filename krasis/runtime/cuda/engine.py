@@ -1,6 +1,6 @@
 """A pack on a GPU: planned, registered, placed, and run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -33,7 +33,7 @@ from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
-from krasis.runtime.engine import Engine
+from krasis.runtime.engine import Coming, Engine
 from krasis.runtime.placement.memory import RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Plan, Wishes
@@ -203,9 +203,33 @@ class CudaEngine(Engine):
         """The same, on the device, and until the next call."""
         for chunk, way in self._passes(ids):
             hidden, logits = self._forward(chunk, way)
-        found = self.model.logits(hidden[-1:])[0] if logits is None else logits
+        found = (self.model.logits(hidden[-1:]) if logits is None else logits)[-1]
         self._check()
         return found
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int] | Tensor, state: SequenceState) -> Tensor:
+        """The same, until the next call. Nothing is waited for; what fails is told by the tokens that come of it."""
+        some = torch.as_tensor(ids, dtype=torch.int32, device=self.device)
+        self._state.check(len(some))
+        hidden, logits = self._forward(some, "few")
+        return self.model.logits(hidden) if logits is None else logits
+
+    def coming(self, ids: Tensor) -> Coming:
+        landed = ids.to("cpu", non_blocking=True)
+        wait = self._mark()
+
+        def get() -> int:
+            wait()
+            if self._colleague is not None:
+                self._colleague.check()
+            return int(landed)
+
+        return Coming(ids, get)
+
+    def settle(self, state: SequenceState, position: int) -> None:
+        self._synchronize()
+        super().settle(state, position)
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
@@ -244,10 +268,10 @@ class CudaEngine(Engine):
 
     def _few(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.model.forward(ids, self._state)
-        return hidden, self.model.logits(hidden[-1:])[0]
+        return hidden, self.model.logits(hidden)
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
-        """Hidden states, and logits after the last token where these are made anyway."""
+        """Hidden states, and logits where these are made anyway."""
         self.stream.begin(way)
         if way == "few":
             self._decoded += len(ids)
@@ -279,8 +303,13 @@ class CudaEngine(Engine):
             self._colleague.check()
 
     def _synchronize(self) -> None:
-        """Wait for the device, asleep: the CPU's threads need every core."""
-        if self.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            done.record()
-            done.synchronize()
+        """Wait for the device."""
+        self._mark()()
+
+    def _mark(self) -> Callable[[], None]:
+        """Waits, asleep, until what the device was given so far is done: the CPU's threads need every core."""
+        if self.device.type != "cuda":
+            return lambda: None
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+        return done.synchronize

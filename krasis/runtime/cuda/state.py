@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krasis.errors import FitError, KrasisError
+from krasis.errors import KrasisError
 from krasis.models.blocks.rope import Angles, Rope
 from krasis.models.state import Cached, LayerState, Recurrent
 from krasis.native.cuda.attention import attention_few, attention_many, widen
@@ -29,7 +29,7 @@ class DeviceState(SequenceState):
     """Implements the same for the one sequence of an engine, on the device of `place`, int32 [1]: its position."""
 
     def __init__(self, layers: list[LayerState], capacity: int, chunk: int, kind: KvDtype, place: Tensor) -> None:
-        self.capacity, self._place = capacity, place
+        self.capacity, self._place, self._layers = capacity, place, layers
         self._device = place.device
         self._made = [self._layer(layer, capacity, chunk, kind) for layer in layers]
         self._of_values = {cache.values.data_ptr(): cache for layer in self._made for cache in layer.caches}
@@ -51,7 +51,7 @@ class DeviceState(SequenceState):
 
     def reset(self) -> None:
         """Forget the sequence."""
-        self._furthest = 0
+        self._furthest, self._lost = 0, False
         self.position = 0
         for layer in self._made:
             for tensor in layer.recurrent:
@@ -112,11 +112,6 @@ class DeviceState(SequenceState):
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
         return self._made[layer].recurrent
-
-    def check(self, tokens: int) -> None:
-        """Raises FitError where so many more are too many."""
-        if (end := self._at + tokens) > self.capacity:
-            raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
 
     def _check_kept(self, layer: _Layer, first: int) -> None:
         """Raises KrasisError where later positions have taken the place of `first`."""

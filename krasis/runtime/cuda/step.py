@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""ids int32 [tokens] -> hidden states [tokens, H] and logits float32 [vocabulary] after the last."""
+"""ids int32 [tokens] -> hidden states [tokens, H] and logits float32 [tokens, vocabulary]."""
 
 
 class Step:
