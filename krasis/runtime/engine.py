@@ -99,7 +99,7 @@ class Engine:
         return self.logits(self.model.forward(torch.as_tensor(ids), state))
 
     def coming(self, ids: Tensor) -> Coming:
-        """The token `ids` [1] that is chosen of a step's logits, or will be. Its `get` raises what that step failed of."""
+        """The token `ids` [1] that is chosen of a step's logits, or will be. Its `get` raises what the step failed of."""
         return Coming(ids, lambda: int(ids))
 
     def settle(self, state: SequenceState, position: int) -> None:
