@@ -13,12 +13,14 @@ from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import Backend, KvDtype
+from krasis.runtime.drafts import Costs, Learnt
 from krasis.runtime.machine import available_ram
 from krasis.runtime.moments import Moments, left_beside, moe_shapes
 from krasis.runtime.state import SequenceState
 from krasis.runtime.together import Together
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
+from krasis.runtime.work import routed_share
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Engine:
         self.moments = Moments(shapes) if moments else None
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
         self.model = self._family.build(self.spec, weights)
+        self.costs: Costs = Learnt(routed_share(self.spec, self.segments))
 
     @property
     def hit_rate(self) -> float | None:
@@ -95,16 +98,21 @@ class Engine:
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int] | Tensor, state: SequenceState) -> Tensor:
-        """Append a few ids; float32 [len(ids), vocabulary] logits after each, where tokens are chosen."""
+        """Append a few ids; float32 [len(ids), vocabulary] logits after each. Of several, some may be taken back."""
+        if len(ids) > 1:
+            state.attempt()
+        else:
+            state.commit()
         return self.logits(self.model.forward(torch.as_tensor(ids), state))
 
     def coming(self, ids: Tensor) -> Coming:
-        """The token `ids` [1] that is chosen of a step's logits, or will be. Its `get` raises what the step failed of."""
+        """The token `ids` [1] that is chosen of a step's logits, or will be. Its `get` raises what failed."""
         return Coming(ids, lambda: int(ids))
 
     def settle(self, state: SequenceState, position: int) -> None:
         """Be done with steps, and take back what of `state` lies at `position` or after it."""
         state.take_back(position)
+        state.commit()
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:

@@ -12,12 +12,15 @@ from krasis.models.state import Cache, Cached, LayerState, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
 from krasis.runtime.rows import Rows, Store, row_bytes, store_rows
 
+Mix = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
+"""What a recurrent layer ran of one sequence, and the rows that it was given."""
+
 
 class SequenceState:
     """Implements `State` and `OneSequence` of `krasis.models.state` for `capacity` tokens, `chunk` of them at once.
 
     Rewinding `position` forgets what lies after it, where no layer is recurrent. What a window no longer needed may be
-    gone then, and a KrasisError says so.
+    gone then, and a KrasisError says so. `mixes`, unless None, gets what recurrent layers run.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class SequenceState:
     ) -> None:
         self.position = 0
         self.capacity = capacity
-        self._lost = False
+        self._begin()
         self._layers = layers
         self._attention = attention
         self._rows = [
@@ -58,6 +61,7 @@ class SequenceState:
 
     def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """See `State`."""
+        self._mixing = (run, rows)
         return run(self, *rows)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
@@ -65,11 +69,47 @@ class SequenceState:
         keys, values = self.extend(layer, k, v)
         return self._attention(q, keys, values, scale, self._window(layer), sinks)
 
+    def _begin(self) -> None:
+        self.mixes: list[Mix] | None = None
+        self._lost, self._tried = False, 0
+        self._kept: list[Tensor] = []
+
+    @torch.inference_mode()
+    def attempt(self) -> None:
+        """What the next pass runs may be taken back in part, until `commit`."""
+        memories = self._memories()
+        if len(self._kept) < len(memories):
+            self._kept = [torch.empty_like(memory) for memory in memories]
+        if memories:
+            torch._foreach_copy_(self._kept, memories)
+        self._tried, self.mixes = self.position, []
+
+    def commit(self) -> None:
+        """What was run stays."""
+        self.mixes = None
+
+    @torch.inference_mode()
     def take_back(self, position: int) -> None:
-        """Forget what lies at `position` and after it. Recurrent layers can't: with these the sequence ends there."""
-        if position != self.position:
-            self._lost = any(isinstance(layer, Recurrent) for layer in self._layers)
-            self.position = position
+        """Forget what lies at `position` and after it.
+
+        Recurrent layers go back to what they were at `attempt`, and run again what of its pass is left. Where nothing
+        was attempted they can't, and nothing may follow.
+        """
+        if position == self.position:
+            return
+        if memories := self._memories():
+            self._mix_again(memories, position - self._tried)
+        self.position = position
+
+    def _mix_again(self, memories: list[Tensor], tokens: int) -> None:
+        if self.mixes is None or tokens < 1:
+            self._lost = True
+            return
+        torch._foreach_copy_(memories, self._kept)
+        mixes, self.mixes = self.mixes, None
+        for run, rows in mixes:
+            run(self, *(x[:tokens] for x in rows))
+        self.mixes = mixes
 
     def check(self, tokens: int) -> None:
         """Raises FitError where so many more are too many, and KrasisError where none may follow."""
@@ -91,7 +131,16 @@ class SequenceState:
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
         """See `OneSequence`."""
+        if self.mixes is not None:
+            self.mixes.append(self._mixing)
+        return self._memory(layer)
+
+    def _memory(self, layer: int) -> tuple[Tensor, ...]:
         return self._recurrent[layer]
+
+    def _memories(self) -> list[Tensor]:
+        """All that recurrent layers remember."""
+        return [memory for layer in range(len(self._layers)) for memory in self._memory(layer)]
 
     def _window(self, layer: int) -> int:
         found = self._layers[layer]
@@ -107,6 +156,11 @@ def state_bytes(layers: list[LayerState], capacity: int, chunk: int, kind: KvDty
         else 4 * sum(map(prod, layer.shapes))
         for layer in layers
     )
+
+
+def undo_bytes(layers: list[LayerState]) -> int:
+    """Bytes that `SequenceState.attempt` allocates."""
+    return sum(4 * sum(map(prod, layer.shapes)) for layer in layers if isinstance(layer, Recurrent))
 
 
 def kept_rows(layer: Cache, capacity: int, chunk: int) -> int:

@@ -33,6 +33,12 @@ def weights_per_token(spec: ModelSpec, segments: Iterable[Segment]) -> int:
     )
 
 
+def routed_share(spec: ModelSpec, segments: list[Segment]) -> float:
+    """Of the bytes of weights that a token reads, the part that it chose: another token adds as much at most."""
+    dense = [segment for segment in segments if not segment.name.endswith(".experts")]
+    return 1 - weights_per_token(spec, dense) / weights_per_token(spec, segments)
+
+
 def products_per_token(spec: ModelSpec, segments: Iterable[Segment]) -> int:
     """Multiply-adds with weights, pads included, for a token of a prompt, whose last one alone meets the head."""
     return sum(

@@ -12,7 +12,7 @@ from krasis import models
 from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cores import physical_cores
-from krasis.native.cuda.gemm import MOST_FEW, Scratch
+from krasis.native.cuda.gemm import Scratch
 from krasis.native.cuda.mailbox import TIMEOUT, Split
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
@@ -30,9 +30,10 @@ from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residents, records_of
 from krasis.runtime.cuda.room import check_room, free_bytes
 from krasis.runtime.cuda.state import DeviceState
-from krasis.runtime.cuda.step import Step
+from krasis.runtime.cuda.step import Found, Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
+from krasis.runtime.drafts import WIDTHS, Planned
 from krasis.runtime.engine import Coming, Engine
 from krasis.runtime.placement.memory import RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
@@ -41,15 +42,18 @@ from krasis.runtime.placement.plan import plan as plan_devices
 from krasis.runtime.placement.residents import Candidates, candidates
 from krasis.runtime.placement.speed import touched
 from krasis.runtime.rates import Rates, known
-from krasis.runtime.state import SequenceState
+from krasis.runtime.state import Mix, SequenceState, undo_bytes
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
-STEPS = (MOST_FEW, 4, 2, 1)
+STEPS = (*WIDTHS, 1)
 """Tokens that are taken together in captured steps."""
 
 CORES_LEFT = 2
 """Cores that are left to the driver and to Python: with all of them at work the CPU's experts took a third longer."""
+
+ROUND_TRIP_S = 100e-6
+"""What the device idles where the host looks at tokens before it says what is next."""
 
 PROMPT = 10_000
 """Tokens that most prompts have at most; longer ones may be taken in several passes."""
@@ -101,7 +105,8 @@ class CudaEngine(Engine):
         self.notes += self._store.notes
         self.started.done("register")
         self._place(pack, threads, timeout, divide)
-        self._crossover = self._ways(candidates(self._outline, heat))
+        found = candidates(self._outline, heat)
+        self._crossover, self.costs = self._ways(found), Planned({n: self._pass_seconds(found, n) for n in STEPS})
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
@@ -162,6 +167,16 @@ class CudaEngine(Engine):
         layers = sum(bool(cold) for cold in self.residents.cold.values())
         return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
 
+    def _pass_seconds(self, found: Candidates, tokens: int) -> float:
+        """Expected of a step: bytes and hand-offs as plans have them; of several tokens also to wait for and undo."""
+        rates, read = self.rates, touched(found, tokens) * found.bytes
+        away = np.array([cold for layer in self.residents.where.values() for cold in layer.tolist()]) < 0
+        fixed = self.placement.decode_parts["kernels"] + self.placement.decode_parts["hand-off"]
+        there = self.placement.devices[0].dense + float(read[~away].sum())
+        missed = float(read[away].sum()) / (rates.together if tokens == 1 else rates.host_read)
+        undo = 0.0 if tokens == 1 else ROUND_TRIP_S + 3 * undo_bytes(self.layers) / rates.device_read
+        return fixed + there / rates.device_read + missed + undo
+
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
         routed = self._decoded * len(self.experts_of) * self.chosen
@@ -202,18 +217,22 @@ class CudaEngine(Engine):
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
         """The same, on the device, and until the next call."""
         for chunk, way in self._passes(ids):
-            hidden, logits = self._forward(chunk, way)
-        found = (self.model.logits(hidden[-1:]) if logits is None else logits)[-1]
+            found = self._forward(chunk, way)
+        logits = self.model.logits(found.hidden[-1:]) if found.logits is None else found.logits
         self._check()
-        return found
+        return logits[-1]
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int] | Tensor, state: SequenceState) -> Tensor:
         """The same, until the next call. Nothing is waited for; what fails is told by the tokens that come of it."""
         some = torch.as_tensor(ids, dtype=torch.int32, device=self.device)
         self._state.check(len(some))
-        hidden, logits = self._forward(some, "few")
-        return self.model.logits(hidden) if logits is None else logits
+        if len(some) > 1:
+            self._state.attempt()
+        found = self._forward(some, "few")
+        assert found.logits is not None
+        self._state.mixes = found.mixes
+        return found.logits
 
     def coming(self, ids: Tensor) -> Coming:
         landed = ids.to("cpu", non_blocking=True)
@@ -233,7 +252,7 @@ class CudaEngine(Engine):
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
-        found = torch.cat([self._forward(chunk, way)[0].clone() for chunk, way in self._passes(ids)])
+        found = torch.cat([self._forward(chunk, way).hidden.clone() for chunk, way in self._passes(ids)])
         self._check()
         return found
 
@@ -266,19 +285,23 @@ class CudaEngine(Engine):
         self._check()
         return steps
 
-    def _few(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _few(self, ids: Tensor) -> Found:
+        mixes: list[Mix] | None = [] if len(ids) > 1 else None
+        self._state.mixes = mixes
         hidden = self.model.forward(ids, self._state)
-        return hidden, self.model.logits(hidden)
+        self._state.commit()
+        return Found(hidden, self.model.logits(hidden), mixes)
 
-    def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
-        """Hidden states, and logits where these are made anyway."""
+    def _forward(self, ids: Tensor, way: Way) -> Found:
+        """With logits where these are made anyway."""
         self.stream.begin(way)
-        if way == "few":
-            self._decoded += len(ids)
-            if self._colleague is not None:
-                self._colleague.wake()
-        if way != "few" or len(ids) not in self._steps:
-            return self.model.forward(ids, self._state), None
+        if way != "few":
+            return Found(self.model.forward(ids, self._state))
+        self._decoded += len(ids)
+        if self._colleague is not None:
+            self._colleague.wake()
+        if len(ids) not in self._steps:
+            return self._few(ids)
         found = self._steps[len(ids)](ids)
         if self.device.type == "cuda":
             self._state.moved(len(ids))

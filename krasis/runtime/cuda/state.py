@@ -1,6 +1,5 @@
 """What a sequence remembers on the GPU, allocated once, and how far it is: captured kernels read that there."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +33,8 @@ class DeviceState(SequenceState):
         self._made = [self._layer(layer, capacity, chunk, kind) for layer in layers]
         self._of_values = {cache.values.data_ptr(): cache for layer in self._made for cache in layer.caches}
         self._tables: dict[Rope, Angles] = {}
+        self._begin()
+        self._kept = [torch.zeros_like(memory) for memory in self._memories()]
         self.reset()
 
     def _layer(self, layer: LayerState, capacity: int, chunk: int, kind: KvDtype) -> _Layer:
@@ -51,8 +52,9 @@ class DeviceState(SequenceState):
 
     def reset(self) -> None:
         """Forget the sequence."""
-        self._furthest, self._lost = 0, False
+        self._furthest = 0
         self.position = 0
+        self._lost, self.mixes = False, None
         for layer in self._made:
             for tensor in layer.recurrent:
                 tensor.zero_()
@@ -86,9 +88,6 @@ class DeviceState(SequenceState):
         self.moved(tokens)
         self._place.add_(tokens)
 
-    def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        return run(self, *rows)
-
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         made = self._extended(layer, k, v)
         keys, values = made.caches
@@ -110,7 +109,7 @@ class DeviceState(SequenceState):
             return attention_few(q, cache, cache, scale, self._place, v_dim=v.values.shape[-1])
         return attention_many(q, k.values, v.values, scale, self._place)
 
-    def recurrent(self, layer: int) -> tuple[Tensor, ...]:
+    def _memory(self, layer: int) -> tuple[Tensor, ...]:
         return self._made[layer].recurrent
 
     def _check_kept(self, layer: _Layer, first: int) -> None:

@@ -1,13 +1,26 @@
 """A few tokens as one captured graph: nothing of it is decided on the host."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""ids int32 [tokens] -> hidden states [tokens, H] and logits float32 [tokens, vocabulary]."""
+from krasis.runtime.state import Mix
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hidden states [tokens, H], logits float32 [tokens, vocabulary], what recurrent layers ran of several tokens."""
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    mixes: list[Mix] | None = None
+
+
+Forward = Callable[[Tensor], Found]
+"""Of ids int32 [tokens]."""
 
 
 class Step:
@@ -29,7 +42,7 @@ class Step:
         """Where its memory is from."""
         return None if self._graph is None else self._graph.pool()
 
-    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, ids: Tensor) -> Found:
         """See `Forward`."""
         self._ids.copy_(ids)
         if self._graph is None:
