@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from krasis.cli import bench_gpu
-from krasis.cli.bench_figures import bytes_read, config_of, speeds, tell, verdict
+from krasis.cli.bench_figures import bytes_read, config_of, drafts_of, speeds, tell, verdict
 from krasis.cli.console import Reporter, human
 from krasis.cli.inspect import JsonOption, PackArgument
 from krasis.cli.options import (
@@ -14,6 +14,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    SpeculateOption,
     ThreadsOption,
     VramOption,
     running,
@@ -42,6 +43,7 @@ def bench(
     kv: KvOption = None,
     heat: HeatOption = None,
     threads: ThreadsOption = None,
+    speculate: SpeculateOption = "off",
     json: JsonOption = False,
 ) -> None:
     """Measure prefill and decode, and hold them against what this machine's memory and kernels allow."""
@@ -62,8 +64,11 @@ def bench(
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
     check_context(spec, context, "--prompt-tokens, --decode-tokens")
     where = running(device, threads, layout, load, vram, kv, heat)
+    drafts = speculate == "auto"
     if runs_on_gpu(opened, where):
-        bench_gpu.bench(opened, where, prompt_tokens, decode_tokens, runs, json=json, agreement=agreement)
+        bench_gpu.bench(
+            opened, where, prompt_tokens, decode_tokens, runs, drafts=drafts, json=json, agreement=agreement
+        )
         return
     backend, notes = open_backend(device, threads)
     if not isinstance(backend, CpuBackend):
@@ -75,7 +80,9 @@ def bench(
     show_notes(notes + engine.notes)
     compared = benching.agreement_tokens(engine) if agreement else 0
     with Reporter("tokens") as reporter:
-        measured = benching.measure(opened, engine, backend.pool, memory, ids, prompt_tokens, runs, reporter)
+        measured = benching.measure(
+            opened, engine, backend.pool, memory, ids, prompt_tokens, runs, reporter, drafts=drafts
+        )
         del memory
         distance = None
         if agreement:
@@ -104,6 +111,7 @@ def _result(engine: "Engine", measured: "Measured") -> dict[str, Any]:
     prefill_ceiling = measured.product_rate / products_per_token(engine.spec, engine.segments)
     return {
         **found,
+        **drafts_of(measured.runs),
         "hit_rate": None,
         "read_gb_s": read,
         "bytes_per_token": size,

@@ -35,6 +35,11 @@ def config_of(pack: "Pack", engine: "Engine", pool: "Pool", asked: dict[str, Any
     }
 
 
+def drafts_of(runs: "list[Run]") -> dict[str, int]:
+    """Tokens of all runs that were drafted, and of these accepted."""
+    return {"drafted": sum(run.drafted for run in runs), "accepted": sum(run.accepted for run in runs)}
+
+
 def speeds(runs: "list[Run]") -> dict[str, dict[str, float]]:
     """Figure -> its median and range."""
     return {

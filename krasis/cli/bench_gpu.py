@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from krasis.cli.bench_figures import bytes_read, config_of, speeds, tell, verdict
+from krasis.cli.bench_figures import bytes_read, config_of, drafts_of, speeds, tell, verdict
 from krasis.cli.console import Reporter, human
 from krasis.cli.options import show_notes
 
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 def bench(
-    pack: "Pack", where: "Where", prompt_tokens: int, decode_tokens: int, runs: int, *, agreement: bool, json: bool
+    pack: "Pack",
+    where: "Where",
+    prompt_tokens: int,
+    decode_tokens: int,
+    runs: int,
+    *,
+    drafts: bool,
+    agreement: bool,
+    json: bool,
 ) -> None:
     """Measure the machine, then the pack on it, and hold one against what the other allows."""
     from krasis.models.conform import read_spec
@@ -31,7 +39,7 @@ def bench(
     show_notes(engine.notes)
     compared = benching.agreement_tokens(engine) if agreement else 0
     with Reporter("tokens") as reporter:
-        measured = measure(engine, ids, prompt_tokens, runs, reporter)
+        measured = measure(engine, ids, prompt_tokens, runs, reporter, drafts=drafts)
         distance = benching.agreement(pack, engine, ids[:compared]) if agreement else None
     asked = {
         "vram": engine.placement.devices[0].budget,
@@ -56,6 +64,7 @@ def _result(engine: "CudaEngine", measured: "HybridMeasured") -> dict[str, Any]:
     found, allowed = speeds(runs), ceilings(engine, measured.runs)
     return {
         **found,
+        **drafts_of(runs),
         "hit_rate": decode_traffic(measured.runs).hit_rate,
         "expected_hit_rate": engine.placement.hit_rate,
         "bytes_per_token": bytes_read(engine, runs[0]),

@@ -15,6 +15,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    SpeculateOption,
     ThreadsOption,
     VramOption,
     running,
@@ -52,6 +53,7 @@ def run(
     kv: KvOption = None,
     heat: HeatOption = None,
     threads: ThreadsOption = None,
+    speculate: SpeculateOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -79,7 +81,9 @@ def run(
     with Reporter() as reporter:
         engine = open_engine(opened, where, context=context, progress=reporter)
     show_notes(engine.notes)
-    session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [])
+    # What it saves and costs on a GPU is planned, not measured.
+    drafts = speculate == "auto" or (speculate is None and not engine.runs_ahead)
+    session = Session(engine, tokenizer, Sampler(sampling), max_tokens, stop or [], drafts)
     if chatting:
         _chat(session, system, stats)
         return
@@ -92,16 +96,18 @@ def run(
 
 @dataclass(frozen=True)
 class Session:
-    """An engine and how to sample from it."""
+    """An engine, how to sample from it, and whether with drafts."""
 
     engine: "Engine"
     tokenizer: "Tokenizer"
     sampler: "Sampler"
     max_tokens: int
     stops: list[str]
+    drafts: bool
 
     def answer(self, ids: list[int], state: "SequenceState", *, quiet: bool = False) -> "Answer":
         """Generate from `ids`, streaming the text to stdout unless `quiet`."""
+        from krasis.runtime.drafts import Drafter
         from krasis.runtime.generate import generate
 
         room = self.engine.plan.context - state.position - len(ids)
@@ -119,6 +125,7 @@ class Session:
             max_tokens=min(self.max_tokens, room),
             stops=self.stops,
             show=(lambda text: None) if quiet else _show,
+            drafter=Drafter(self.engine.costs) if self.drafts else None,
         )
         if not quiet:
             print()
@@ -186,6 +193,8 @@ def _result(answer: "Answer", hit_rate: float | None, seed: int) -> dict[str, An
         "decode_tok_s": speed,
         "ms_per_token": 1000 / speed if speed else None,
         "hit_rate": hit_rate,
+        "drafted": answer.drafted,
+        "accepted": answer.accepted,
         "seed": seed,
     }
 
@@ -194,9 +203,10 @@ def _print_stats(answer: "Answer", engine: "Engine") -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
     weights, cache = human(engine.plan.weights), human(engine.plan.kv)
     hits = "" if engine.hit_rate is None else f", {engine.hit_rate:.1%} of experts on the GPU"
+    drafts = f", {answer.accepted} of {answer.drafted} drafted right" if answer.drafted else ""
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
-        f"answer: {len(answer.token_ids)} tokens at {decode}{hits}",
+        f"answer: {len(answer.token_ids)} tokens at {decode}{hits}{drafts}",
         f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

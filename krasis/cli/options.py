@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda", "reference"]
 Kv = Literal["f32", "bf16", "fp8"]
 Load = Literal["mapped", "copied"]
+Speculate = Literal["auto", "off"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; one a physical core when not given.")]
@@ -26,6 +27,9 @@ HeatOption = Annotated[str | None, typer.Option(help="Heat profile of the pack t
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
 LoadOption = Annotated[
     Load, typer.Option(help="Read weights where the pack is mapped, or copy them into memory of their own first.")
+]
+SpeculateOption = Annotated[
+    Speculate | None, typer.Option(help="Draft tokens from the text so far, and check several at once, where it pays.")
 ]
 JobsOption = Annotated[int | None, typer.Option(help="Threads; one a core when not given.")]
 TextOption = Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="Text files, UTF-8.")]

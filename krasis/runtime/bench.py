@@ -16,6 +16,7 @@ from krasis.native.cpu import Pool
 from krasis.pack.progress import Progress
 from krasis.pack.reader import Pack
 from krasis.runtime.decode import decode
+from krasis.runtime.drafts import Drafter
 from krasis.runtime.engine import Engine
 from krasis.runtime.limits import product_rate, read_rate
 from krasis.runtime.machine import available_ram
@@ -34,12 +35,17 @@ AGREEMENT_PRODUCTS = 4 * 10**9
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of a prompt of `prompt` tokens, its first answer included, and of `decoded` tokens after it."""
+    """Seconds of a prompt of `prompt` tokens, its first answer included, and of `decoded` tokens after it.
+
+    Of `drafted` tokens, `accepted` ones were the text's.
+    """
 
     prompt: int
     decoded: int
     ttft_s: float
     decode_s: float
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -77,7 +83,16 @@ def warm(pack: Pack, engine: Engine, pool: Pool) -> None:
 
 
 def measure(
-    pack: Pack, engine: Engine, pool: Pool, memory: Tensor, ids: list[int], prompt: int, runs: int, progress: Progress
+    pack: Pack,
+    engine: Engine,
+    pool: Pool,
+    memory: Tensor,
+    ids: list[int],
+    prompt: int,
+    runs: int,
+    progress: Progress,
+    *,
+    drafts: bool,
 ) -> Measured:
     """Run `ids` so often, the weights in memory, and the rate of reading `memory` before each time."""
     warm(pack, engine, pool)
@@ -86,21 +101,28 @@ def measure(
     found, rates = [], []
     for _ in range(runs):
         rates.append(read_rate(pool, memory))
-        found.append(run(engine, ids, prompt, progress))
+        found.append(run(engine, ids, prompt, progress, drafts=drafts))
     return Measured(found, rates, products)
 
 
 def run(
-    engine: Engine, ids: list[int], prompt: int, progress: Progress, between: Callable[[], object] = lambda: None
+    engine: Engine,
+    ids: list[int],
+    prompt: int,
+    progress: Progress,
+    between: Callable[[], object] = lambda: None,
+    *,
+    drafts: bool,
 ) -> Run:
     """The first `prompt` of `ids` at once, then the others one by one, each followed by a greedy choice.
 
-    What is chosen isn't fed back, so that every run does the same. `between` is called after the prompt, untimed.
-    Raises KrasisError for logits that are not finite.
+    What is chosen isn't fed back, so that every run does the same. `drafts` are held against the text. `between` is
+    called after the prompt, untimed. Raises KrasisError for logits that are not finite.
     """
     text, state, decoded = Text(ids), engine.new_state(), len(ids) - prompt
+    drafter = Drafter(engine.costs) if drafts else None
     begin = time.perf_counter()
-    tokens = decode(engine, ids[:prompt], state, text, most=decoded + 1)
+    tokens = decode(engine, ids[:prompt], state, text, most=decoded + 1, drafter=drafter)
     next(tokens)
     ttft = time.perf_counter() - begin
     progress.advance(prompt)
@@ -112,7 +134,8 @@ def run(
     progress.advance(decoded)
     if not bool(text.logits.isfinite().all()):
         raise KrasisError(f"logits are not finite after {len(ids)} tokens")
-    return Run(prompt, decoded, ttft, decode_s)
+    counts = (drafter.drafted, drafter.accepted) if drafter else (0, 0)
+    return Run(prompt, decoded, ttft, decode_s, *counts)
 
 
 class Text:

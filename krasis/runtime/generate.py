@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from krasis.runtime.decode import Choose, decode
+from krasis.runtime.drafts import Drafter
 from krasis.runtime.engine import Engine
 from krasis.runtime.state import SequenceState
 from krasis.runtime.stop import StopText
@@ -15,7 +16,10 @@ from krasis.runtime.tokenizer import Tokenizer
 
 @dataclass
 class Answer:
-    """What was generated and how long it took. Times are seconds; token ids include an end token."""
+    """What was generated and how long it took. Times are seconds; token ids include an end token.
+
+    Of `drafted` tokens, `accepted` ones were right.
+    """
 
     prompt_tokens: int
     text: str = ""
@@ -23,6 +27,8 @@ class Answer:
     finish_reason: Literal["stop", "length"] = "length"
     ttft_s: float = 0.0
     decode_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -44,6 +50,7 @@ def generate(
     max_tokens: int,
     stops: Sequence[str] = (),
     show: Callable[[str], object] = lambda text: None,
+    drafter: Drafter | None = None,
 ) -> Answer:
     """Continue `state` with `prompt`, then generate. `show` gets the text piece by piece."""
     answer = Answer(len(prompt))
@@ -55,7 +62,7 @@ def generate(
             show(text)
 
     begin = time.perf_counter()
-    with closing(decode(engine, prompt, state, choose, most=max_tokens)) as tokens:
+    with closing(decode(engine, prompt, state, choose, most=max_tokens, drafter=drafter)) as tokens:
         for token in tokens:
             if not answer.token_ids:
                 answer.ttft_s = time.perf_counter() - begin
@@ -68,4 +75,6 @@ def generate(
                 break
         answer.decode_s = time.perf_counter() - begin - answer.ttft_s
     emit(stop.flush())
+    if drafter is not None:
+        answer.drafted, answer.accepted = drafter.drafted, drafter.accepted
     return answer

@@ -11,7 +11,7 @@ from krasis.models.family import ModelSpec
 from krasis.models.state import Cache, LayerState
 from krasis.pack.manifest import Manifest, Segment
 from krasis.runtime.backend import KvDtype
-from krasis.runtime.state import state_bytes
+from krasis.runtime.state import state_bytes, undo_bytes
 
 PREFILL_CHUNK = 1024
 
@@ -63,7 +63,7 @@ def plan(
     copies = weights if load == "copied" else 0
 
     def kept(tokens: int, sequences: int) -> int:
-        return sequences * state_bytes(layers, tokens, PREFILL_CHUNK, kv)
+        return sequences * state_bytes(layers, tokens, PREFILL_CHUNK, kv) + undo_bytes(layers)
 
     def workspace(tokens: int, sequences: int) -> int:
         return _workspace(spec, layers, width, tokens, sequences)

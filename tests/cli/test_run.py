@@ -25,6 +25,8 @@ def greedy(krasis, run_tokens):
         ("--layout", "marlin"),
         ("--context", 100),
         ("--load", "copied"),
+        ("--speculate", "off"),
+        ("--speculate", "auto"),
     ],
     ids=str,
 )
@@ -87,6 +89,15 @@ def test_one_token_has_no_decode_speed(krasis, run_tokens, greedy):
     found = krasis(*run_tokens[:-1], 1, "--json").json
     assert found["token_ids"] == greedy["token_ids"][:1]
     assert (found["finish_reason"], found["decode_tok_s"], found["ms_per_token"]) == ("length", None, None)
+
+
+def test_drafts_are_counted(krasis, run_tokens):
+    prompt = "def f(x):\n    return x\n" * 8
+    arguments = (*run_tokens[:5], prompt, "--max-tokens", 100, "--json")
+    found, without = (krasis(*arguments, "--speculate", how).json for how in ("auto", "off"))
+    assert found["token_ids"] == without["token_ids"]
+    assert 0 < found["accepted"] <= found["drafted"]
+    assert (without["accepted"], without["drafted"]) == (0, 0)
 
 
 def test_the_prompt_may_come_from_stdin(krasis, run_tokens, greedy, monkeypatch):

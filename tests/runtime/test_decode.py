@@ -1,5 +1,6 @@
 """Tokens come as plain steps would give them, however far ahead the engine is, and wherever one stops."""
 
+import functools
 from contextlib import closing
 from itertools import islice
 
@@ -12,20 +13,24 @@ from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.decode import decode
+from krasis.runtime.drafts import Drafter, Learnt
+from krasis.runtime.generate import generate
 from krasis.runtime.placement.outline import outline
 from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 from krasis.runtime.sampler import Sampler, Sampling
+from krasis.runtime.tokenizer import Tokenizer
 
 ROOMY, CONTEXT, PROMPTED, MOST = 8 << 30, 96, 8, 6
 GREEDY, DRAWN = Sampling(), Sampling(temperature=0.8, top_k=50, top_p=0.9, seed=3)
 
 
-@pytest.fixture(params=["native", *DEVICES])
+@pytest.fixture(scope="module", params=["native", *DEVICES])
 def opened(request, open_engine):
-    """pack -> an engine: the CPU's, and those of a GPU, on which half of the experts lie."""
+    """pack -> an engine: the CPU's, and those of a GPU, on which half of the experts lie. Each has one sequence."""
     engines = []
 
+    @functools.cache
     def make(path, context=CONTEXT, **options):
         if request.param == "native":
             return open_engine(path, context=context)
@@ -128,3 +133,90 @@ def test_a_cpu_that_does_not_answer_is_told_within_two_tokens(demo_pack, opened,
     with pytest.raises(KrasisError, match="no answer came in time"):
         list(islice(tokens, 2))
     engine._colleague._server.freeze(frozen=False)
+
+
+class Scripted(Drafter):
+    """Drafts `length` tokens of what is known to come, but for the one at `wrong`."""
+
+    def __init__(self, coming, length, wrong):
+        super().__init__(Learnt(0.0))
+        self._coming, self._length, self._wrong, self._read = coming, length, wrong, 0
+        self.asked = []
+
+    def read(self, tokens):
+        self._read += len(tokens)
+
+    def draft(self, most):
+        self.asked.append(most)
+        found = self._coming[self._read : self._read + min(most, self._length)]
+        return [token + (i == self._wrong) for i, token in enumerate(found)]
+
+
+def test_drafts_change_nothing(family, pack_of, opened, prompt):
+    engine = opened(pack_of(family))
+    coming, state = plain(engine, prompt, GREEDY, 9), engine.new_state()
+    drafter = Scripted(coming, 3, 2)
+    assert list(decode(engine, prompt, state, Sampler(GREEDY), most=9, drafter=drafter)) == coming
+    assert state.position == PROMPTED + 8
+    # Passes give 3 tokens; at the end no more is drafted than may still be given.
+    assert (drafter.drafted, drafter.accepted) == (3 + 3 + 1, 2 + 2 + 1)
+
+
+def test_drafts_of_what_is_drawn_change_nothing(demo_pack, opened, prompt):
+    engine = opened(demo_pack())
+    coming = plain(engine, prompt, DRAWN, 9)
+    drafter = Scripted(coming, 3, 2)
+    assert list(decode(engine, prompt, engine.new_state(), Sampler(DRAWN), most=9, drafter=drafter)) == coming
+    assert drafter.accepted == 5
+
+
+def test_a_sequence_goes_on_from_the_middle_of_a_draft(family, pack_of, opened, prompt):
+    engine = opened(pack_of(family))
+    coming, state = plain(engine, prompt, GREEDY, 7), engine.new_state()
+    with closing(decode(engine, prompt, state, Sampler(GREEDY), most=9, drafter=Scripted(coming, 3, 9))) as tokens:
+        given = list(islice(tokens, 3))
+    assert state.position == PROMPTED + 2
+    given += decode(engine, given[-1:], state, Sampler(GREEDY), most=4)
+    assert given == coming
+
+
+def test_windows_still_see_what_they_saw_before_a_draft(pack_of, opened, text_ids):
+    """Of 64 tokens, the prompt being longer."""
+    engine, prompt = opened(pack_of("gpt_oss")), text_ids["dev-code.txt"][:75]
+    coming = plain(engine, prompt, GREEDY, 9)
+    drafter = Scripted(coming, 7, 1)
+    assert list(decode(engine, prompt, engine.new_state(), Sampler(GREEDY), most=9, drafter=drafter)) == coming
+
+
+def test_no_more_is_drafted_than_the_context_holds(demo_pack, opened, prompt):
+    engine = opened(demo_pack(), context=PROMPTED + 3)
+    drafter = Scripted(plain(engine, prompt, GREEDY, 4) + [0] * 9, 7, 9)
+    tokens = decode(engine, prompt, engine.new_state(), Sampler(GREEDY), most=MOST, drafter=drafter)
+    assert list(islice(tokens, 4)) == plain(engine, prompt, GREEDY, 4)
+    assert drafter.accepted == 2
+    with pytest.raises(FitError, match=f"needs {PROMPTED + 4} positions"):
+        next(tokens)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_what_a_text_repeats_is_drafted(family, sampling, pack_of, open_engine, text_ids):
+    engine, prompt = open_engine(pack_of(family)), text_ids["dev-code.txt"][:40] * 3
+    drafter = Drafter(Learnt(0.1))
+    found = list(decode(engine, prompt, engine.new_state(), Sampler(sampling), most=60, drafter=drafter))
+    assert found == plain(engine, prompt, sampling, 60)
+    assert drafter.accepted > 20 or sampling is DRAWN
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5])
+def test_an_answer_stops_in_the_middle_of_a_draft(cut, demo_pack, open_engine, prompt):
+    engine, tokenizer = open_engine(demo_pack()), Tokenizer(Pack(demo_pack()))
+    coming = plain(engine, prompt, GREEDY, 12)
+    given = (engine, tokenizer, prompt)
+    whole = generate(*given, engine.new_state(), Sampler(GREEDY), max_tokens=12)
+    stop = tokenizer.decode(coming[cut : cut + 2])
+    without = generate(*given, engine.new_state(), Sampler(GREEDY), max_tokens=12, stops=[stop])
+    drafter = Scripted(coming, 7, 9)
+    found = generate(*given, engine.new_state(), Sampler(GREEDY), max_tokens=12, stops=[stop], drafter=drafter)
+    assert (found.text, found.token_ids, found.finish_reason) == (without.text, without.token_ids, "stop")
+    assert found.text == whole.text[: whole.text.index(stop)]
+    assert found.drafted == 7

@@ -37,20 +37,22 @@ def decode_traffic(runs: list[HybridRun]) -> Traffic:
     return reduce(add, (found.decode for found in runs))
 
 
-def measure(engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress: Progress) -> HybridMeasured:
+def measure(
+    engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress: Progress, *, drafts: bool
+) -> HybridMeasured:
     """Run `ids` so often: the first `prompt` at once, then the others one by one, each followed by a greedy choice.
 
     Raises KrasisError for logits that are not finite.
     """
     progress.start("measuring", (runs + WARM) * len(ids))
-    found = [_run(engine, ids, prompt, progress) for _ in range(runs + WARM)][WARM:]
+    found = [_run(engine, ids, prompt, progress, drafts=drafts) for _ in range(runs + WARM)][WARM:]
     free, total = torch.cuda.mem_get_info(engine.device)
     return HybridMeasured(found, total - free)
 
 
-def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress) -> HybridRun:
+def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress, *, drafts: bool) -> HybridRun:
     seen = [engine.traffic()]
-    found = run(engine, ids, prompt, progress, lambda: seen.append(engine.traffic()))
+    found = run(engine, ids, prompt, progress, lambda: seen.append(engine.traffic()), drafts=drafts)
     before, between, after = *seen, engine.traffic()
     return HybridRun(found, between - before, after - between)
 

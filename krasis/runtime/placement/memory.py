@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from krasis.models.state import Cache
+from krasis.models.state import Cache, Recurrent
 from krasis.runtime.backend import KvDtype
+from krasis.runtime.drafts import WIDTHS
 from krasis.runtime.placement.outline import Outline
-from krasis.runtime.state import state_bytes
+from krasis.runtime.state import state_bytes, undo_bytes
 
 MIB = 1 << 20
 
@@ -85,7 +86,7 @@ class Memory:
             dense_ring=DENSE_BUFFERS * max(layer.dense for layer in layers) if stream_dense else 0,
             prefill=0,
             decode=activations(self.outline, 1, self.context),
-            graph=GRAPH_BYTES + GRAPH_LAYER_BYTES * len(layers),
+            graph=GRAPH_BYTES + GRAPH_LAYER_BYTES * len(layers) + kept_by_steps(self.outline),
             context=CONTEXT_BYTES,
             slack=SLACK_BYTES,
         )
@@ -111,7 +112,8 @@ class Memory:
         return self._state(chunk) + activations(self.outline, chunk, self.context)
 
     def _state(self, chunk: int) -> int:
-        return state_bytes(self.outline.states, self.context, chunk, self.kv)
+        states = self.outline.states
+        return state_bytes(states, self.context, chunk, self.kv) + undo_bytes(states)
 
 
 def expert_ring(outline: Outline) -> int:
@@ -122,6 +124,13 @@ def expert_ring(outline: Outline) -> int:
         if (experts := layer.experts)
     ]
     return RING_BUFFERS * max(parts, default=0)
+
+
+def kept_by_steps(outline: Outline) -> int:
+    """Bytes that captured steps keep of each token: logits, and what recurrent layers are given, to run it again."""
+    layers = zip(outline.layers, outline.states, strict=True)
+    given = sum(2 * layer.values for layer, state in layers if isinstance(state, Recurrent))
+    return (sum(WIDTHS) + 1) * (4 * outline.spec.vocab_size + given)
 
 
 def activations(outline: Outline, tokens: int, context: int) -> int:
