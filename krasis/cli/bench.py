@@ -94,6 +94,7 @@ def bench(
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
         "runs": runs,
+        "speculate": "auto" if drafts else "off",
         "read_bytes": READ_BYTES,
         "agreement_tokens": compared,
     }

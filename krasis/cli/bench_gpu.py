@@ -47,6 +47,7 @@ def bench(
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
         "runs": runs,
+        "speculate": "auto" if drafts else "off",
         "agreement_tokens": compared,
     }
     config = config_of(pack, engine, engine.cpu.pool, asked)

@@ -112,7 +112,7 @@ def run(
     progress: Progress,
     between: Callable[[], object] = lambda: None,
     *,
-    drafts: bool,
+    drafts: bool = False,
 ) -> Run:
     """The first `prompt` of `ids` at once, then the others one by one, each followed by a greedy choice.
 

@@ -28,7 +28,9 @@ def bench(demo_pack):
 
 def test_every_figure_is_there_and_follows_from_the_others(krasis, bench, demo_pack):
     found = krasis(*bench, "--json").json
-    assert set(found) == {*SPREADS, *FIGURES, "hit_rate", "agreement", "status", "device", "config"}
+    others = {"hit_rate", "drafted", "accepted", "agreement", "status", "device", "config"}
+    assert set(found) == {*SPREADS, *FIGURES, *others}
+    assert (found["drafted"], found["accepted"], found["config"]["speculate"]) == (0, 0, "off")
     for name in SPREADS:
         assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"]
     assert all(found[name] > 0 for name in FIGURES)
@@ -43,6 +45,13 @@ def test_every_figure_is_there_and_follows_from_the_others(krasis, bench, demo_p
     expected = {"model_type": "qwen3_moe", "root_hash": Pack(demo_pack()).manifest.root, "load": "mapped", "kv": "bf16"}
     expected |= {"prompt": "krasis' source", "prompt_tokens": 24, "decode_tokens": 4, "runs": 2, "expert_bits": 4}
     assert expected.items() <= found["config"].items()
+
+
+def test_drafts_are_made_where_told(krasis, bench):
+    flags = ("--speculate", "auto", "--decode-tokens", 60, "--no-agreement", "--json")
+    found = krasis(*bench, *flags).json
+    assert found["config"]["speculate"] == "auto"
+    assert 0 <= found["accepted"] <= found["drafted"] > 0
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_one_token_has_no_decode_speed(krasis, run_tokens, greedy):
 
 def test_drafts_are_counted(krasis, run_tokens):
     prompt = "def f(x):\n    return x\n" * 8
-    arguments = (*run_tokens[:5], prompt, "--max-tokens", 100, "--json")
+    arguments = (*run_tokens[:6], prompt, "--max-tokens", 100, "--json")
     found, without = (krasis(*arguments, "--speculate", how).json for how in ("auto", "off"))
     assert found["token_ids"] == without["token_ids"]
     assert 0 < found["accepted"] <= found["drafted"]
