@@ -141,13 +141,11 @@ class Scripted(Drafter):
     def __init__(self, coming, length, wrong):
         super().__init__(Learnt(0.0))
         self._coming, self._length, self._wrong, self._read = coming, length, wrong, 0
-        self.asked = []
 
     def read(self, tokens):
         self._read += len(tokens)
 
     def draft(self, most):
-        self.asked.append(most)
         found = self._coming[self._read : self._read + min(most, self._length)]
         return [token + (i == self._wrong) for i, token in enumerate(found)]
 
@@ -205,6 +203,13 @@ def test_what_a_text_repeats_is_drafted(family, sampling, pack_of, open_engine, 
     found = list(decode(engine, prompt, engine.new_state(), Sampler(sampling), most=60, drafter=drafter))
     assert found == plain(engine, prompt, sampling, 60)
     assert drafter.accepted > 20 or sampling is DRAWN
+
+
+def test_running_ahead_and_drafting_take_turns(demo_pack, opened, prompt):
+    engine = opened(demo_pack())
+    drafter, expected = Drafter(engine.costs), plain(engine, 3 * prompt, GREEDY, 12)
+    assert list(decode(engine, 3 * prompt, engine.new_state(), Sampler(GREEDY), most=12, drafter=drafter)) == expected
+    assert drafter.accepted <= drafter.drafted
 
 
 @pytest.mark.parametrize("cut", [3, 4, 5])
