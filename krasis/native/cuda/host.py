@@ -24,13 +24,17 @@ class Registered:
         _register(device, memory, memory.nbytes, int(read_only), ctypes.addressof(found))
         assert found.value is not None
         self.address: int = found.value
+        self._closed = False
 
     def address_of(self, part: Tensor) -> int:
         """Of a view of the memory."""
         return self.address + part.data_ptr() - self.memory.data_ptr()
 
     def close(self) -> None:
-        _unregister(self._device, self.memory)
+        """Once more is no matter."""
+        if not self._closed:
+            _unregister(self._device, self.memory)
+        self._closed = True
 
 
 def copy(device: torch.device, to: int, source: int, size: int) -> None:
