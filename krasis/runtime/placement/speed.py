@@ -26,9 +26,8 @@ NODES = 10
 
 @dataclass(frozen=True)
 class Traffic:
-    """What lies where: `dense` bytes on each of `devices`, and of the dense weights that do not, `streamed` bytes of
-    layers and `head_away` of the head. Experts lie where `placed` says. Prompts of `prompt` tokens are taken `chunk` at
-    a time.
+    """What lies where: `dense` bytes on each of `devices`, through which the `streamed` ones pass. Experts lie where
+    `placed` says. Prompts of `prompt` tokens are taken `chunk` at a time.
     """
 
     outline: Outline
@@ -37,7 +36,6 @@ class Traffic:
     devices: int
     dense: int
     streamed: int
-    head_away: int
     kv: KvDtype
     prompt: int
     chunk: int
@@ -72,7 +70,7 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
 
     - `missed experts`: expected bytes on no device over what the CPU and PCIe reach together.
     - `device memory`: dense weights, state and the experts expected there, on the device that has most of them.
-    - `dense over pcie`: dense weights on no device. `hand-off`: layers that may miss. `exchange`: between devices.
+    - `dense over pcie`: those that pass through. `hand-off`: layers that may miss. `exchange`: between devices.
     - `kernels`: what begins and ends them.
     """
     outline = traffic.outline
@@ -84,7 +82,7 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     return {
         "missed experts": float(read[missing].sum()) / rates.together,
         "device memory": (traffic.dense + state + hits) / rates.device_read,
-        "dense over pcie": (traffic.streamed + traffic.head_away) / rates.pcie,
+        "dense over pcie": traffic.streamed / rates.pcie,
         "hand-off": len(np.unique(traffic.experts.layer[missing])) * rates.hand_off_s,
         "exchange": (routed * rates.exchange_s) if traffic.devices > 1 else 0.0,
         "kernels": len(outline.layers) * NODES * rates.node_s,
