@@ -53,6 +53,7 @@ class DenseStream:
             self.places[name] = buffer[at : at + records.nbytes]
             parts.append((records, at))
             at += records.nbytes
+        assert at <= len(buffer)
         return parts
 
     def through(self, blocks: Sequence[Block]) -> list[Block]:

@@ -144,7 +144,8 @@ class CudaEngine(Engine):
             return splits
         for layer in (layer for layer, cold in self.residents.cold.items() if cold):
             records, size = records_of(pack, layer)
-            read = torch.tensor(division(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            divided = division(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
+            read = torch.tensor(divided, dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
         return splits
 
