@@ -9,8 +9,9 @@ from cuda_devices import on_devices
 from watched_lanes import Watched
 
 from krasis.errors import KrasisError
+from krasis.pack.progress import Silent
 from krasis.pack.reader import Pack
-from krasis.runtime.cuda import store
+from krasis.runtime.cuda import bench, store
 from krasis.runtime.cuda.dense import DenseStream
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.cuda.lanes import Lanes
@@ -84,7 +85,7 @@ def test_logits_are_those_of_weights_that_lie_there(family, device, pack_of, log
         assert torch.equal(found, right)
         away = outline(pack.manifest).dense - placement.devices[0].dense
         assert engine.traffic().dense == (1 + DECODED) * away > 0
-        assert "dense weights pass through the GPU" in engine.notes[-1]
+        assert "of them pass through the GPU for each token" in engine.notes[-1]
 
 
 @on_devices
@@ -95,6 +96,18 @@ def test_every_chunk_of_a_prompt_has_them_pass_through(way, device, demo_pack, l
     found, engine = logits(pack, streamed(pack), device, chunk=4, way=way)
     assert torch.equal(found, right)
     assert engine.traffic().dense == (3 + DECODED) * sum(layer.passing for layer in outline(pack.manifest).layers)
+
+
+@on_devices
+def test_bench_counts_them(device, demo_pack, logits, ids):
+    pack = Pack(demo_pack())
+    _, engine = logits(pack, streamed(pack), device)
+    run, size, cold = bench._run(engine, ids, PREFILLED, Silent()), engine.expert_bytes, 4 * 16
+    away = sum(layer.passing for layer in outline(pack.manifest).layers)
+    assert (run.prefill.dense, run.decode.dense) == (away, DECODED * away)
+    found, read = bench.phases(engine, [run]), (run.decode.missed - run.decode.on_cpu) * size
+    assert found["prefill"]["PCIe"]["bytes"] == away + cold * size
+    assert found["decode"]["PCIe"]["bytes"] == away + read / DECODED
 
 
 @on_devices

@@ -23,11 +23,11 @@ Part = tuple[Tensor, int]
 
 
 class DenseStream:
-    """Dense weights of the k-th of `layers` lie in buffer k modulo their number while it runs; then those follow that
-    lie there next, the next pass' where this one has no more.
+    """The dense weights of `layers`, in their order. Those of the k-th lie in buffer k modulo the number of buffers while
+    it runs; once it has, a copy brings what lies there next, of the next pass where this one has no more.
 
-    `places` maps segments to where they lie then, which never changes. `copied` counts bytes: `bytes` a pass,
-    which `notes` tell.
+    `places` maps segments to where they lie, which never changes. A pass copies `bytes`, which `notes` tell and `copied`
+    sums.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class DenseStream:
         sizes = [len(buffer) for buffer in self._buffers]
         self._staging = None if store.registered or not sizes else Staging(sizes, self._buffers[0].device)
         self.copied = 0
-        self.notes = [f"{gib(self.bytes)} of dense weights pass through the GPU for each token"] if layers else []
+        passing = f"dense weights do not all fit: {gib(self.bytes)} of them pass through the GPU for each token"
+        self.notes = [passing] if layers else []
 
     def _placed(self, pack: Pack, layer: int) -> list[Part]:
         buffer, parts, at = self._buffers[self._turns[layer] % len(self._buffers)], [], 0
