@@ -23,11 +23,10 @@ Part = tuple[Tensor, int]
 
 
 class DenseStream:
-    """The dense weights of `layers`, in their order. Those of the k-th lie in buffer k modulo the number of buffers while
-    it runs; once it has, a copy brings what lies there next, of the next pass where this one has no more.
+    """The dense weights of `layers`. Those of the k-th lie in buffer k modulo the number of buffers while it runs; once
+    it has, a copy brings what lies there next, of the next pass where this one has no more.
 
-    `places` maps segments to where they lie, which never changes. A pass copies `bytes`, which `notes` tell and `copied`
-    sums.
+    `places` maps segments to where they lie, which never changes. A pass copies `bytes`; `copied` counts them all.
     """
 
     def __init__(
