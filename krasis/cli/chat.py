@@ -194,9 +194,10 @@ def _print_stats(answer: "Answer", engine: "Engine") -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
     weights, cache = human(engine.plan.weights), human(engine.plan.kv)
     hits = "" if engine.hit_rate is None else f", {engine.hit_rate:.1%} of experts on the GPU"
+    copied = f", {human(engine.copied)} copied to the GPU" if engine.copied else ""
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}{hits}",
-        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
+        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache{copied}; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -18,9 +18,10 @@ from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.cpu import CpuBackend
-from krasis.runtime.cuda.arena import Arena
+from krasis.runtime.cuda.arena import Arena, ring
 from krasis.runtime.cuda.backend import CudaBackend
 from krasis.runtime.cuda.colleague import Colleague
+from krasis.runtime.cuda.dense import DenseStream
 from krasis.runtime.cuda.division import Divide, division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
@@ -34,7 +35,7 @@ from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.engine import Engine
-from krasis.runtime.placement.memory import RING_BUFFERS
+from krasis.runtime.placement.memory import DENSE_BUFFERS, RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
@@ -88,8 +89,7 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
-        # Layers of dense weights are not streamed yet.
-        wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
+        wishes = Wishes((vram,), context, self.kv, PROMPT)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
         self.placement = placement or self._planned(wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
@@ -112,14 +112,16 @@ class CudaEngine(Engine):
     def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
-        arena = Arena("dense weights", planned.dense, device)
-        dense = place_dense(pack, planned.layers, head=planned.head, arena=arena)
+        workspace, lanes = planned.workspace, Lanes(device)
+        away = [layer for layer in range(self.spec.num_layers) if layer not in planned.layers]
+        buffers = ring("ring of dense weights", workspace.dense_ring, DENSE_BUFFERS, device)
+        self._dense = DenseStream(pack, self._store, away, buffers, lanes)
+        self.notes += self._dense.notes
+        dense = place_dense(pack, self._dense.places, Arena("dense weights", planned.dense, device))
         hot = Arena("resident experts", planned.experts, device)
         self.residents = Residents(pack, self.experts_of, planned.residents, hot, device)
-        ring = Arena("ring of streamed experts", planned.workspace.expert_ring, device)
-        share = planned.workspace.expert_ring // RING_BUFFERS
-        buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
-        self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
+        buffers = ring("ring of streamed experts", workspace.expert_ring, RING_BUFFERS, device)
+        self.stream = Stream(pack, self._store, self.residents, buffers, lanes)
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
@@ -127,6 +129,7 @@ class CudaEngine(Engine):
         self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
+        self.model.blocks = self._dense.through(self.model.blocks)
         if self._colleague is not None:
             self._colleague.open()
 
@@ -143,7 +146,8 @@ class CudaEngine(Engine):
             return splits
         for layer in (layer for layer, cold in self.residents.cold.items() if cold):
             records, size = records_of(pack, layer)
-            read = torch.tensor(divide(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            divided = divide(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
+            read = torch.tensor(divided, dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
         return splits
 
@@ -160,12 +164,13 @@ class CudaEngine(Engine):
             return float((touched(found, tokens) * bytes_away).sum())
 
         layers = sum(bool(cold) for cold in self.residents.cold.values())
-        return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
+        dense = self.placement.devices[0].dense
+        return Crossover(missed, float(bytes_away.sum()), layers, dense, self._dense.bytes, self.rates)
 
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
         routed = self._decoded * len(self.experts_of) * self.chosen
-        found = Traffic(self.stream.copied, routed)
+        found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
             counts = self._colleague.counts
             found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
@@ -174,6 +179,11 @@ class CudaEngine(Engine):
     @property
     def hit_rate(self) -> float | None:
         return self.traffic().hit_rate
+
+    @property
+    def copied(self) -> int:
+        found = self.traffic()
+        return found.copied + found.dense
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""
@@ -230,6 +240,7 @@ class CudaEngine(Engine):
 
     def _captured(self) -> dict[int, Step]:
         """Tokens -> the graph of so many."""
+        self._dense.begin()
         self.stream.begin("few")
         steps: dict[int, Step] = {}
         with torch.inference_mode():
@@ -244,10 +255,13 @@ class CudaEngine(Engine):
 
     def _few(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.model.forward(ids, self._state)
-        return hidden, self.model.logits(hidden[-1:])[0]
+        logits = self.model.logits(hidden[-1:])[0]
+        self._dense.settle()
+        return hidden, logits
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
+        self._dense.begin()
         self.stream.begin(way)
         if way == "few":
             self._decoded += len(ids)
@@ -255,6 +269,7 @@ class CudaEngine(Engine):
                 self._colleague.wake()
         if way != "few" or len(ids) not in self._steps:
             return self.model.forward(ids, self._state), None
+        self._dense.settle()
         found = self._steps[len(ids)](ids)
         if self.device.type == "cuda":
             self._state.moved(len(ids))

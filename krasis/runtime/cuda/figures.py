@@ -6,11 +6,13 @@ from dataclasses import astuple, dataclass, field
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of experts copied to the device for prompts. Of tokens taken a few at a time: pairs of a token and an
-    expert that was chosen for it, those that were not resident, of these those that the CPU computed, and its seconds.
+    """Bytes copied to the device: of experts for prompts, and of dense weights that pass through it. Of tokens taken a
+    few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, of these those
+    that the CPU computed, and its seconds.
     """
 
     copied: int = 0
+    dense: int = 0
     routed: int = 0
     missed: int = 0
     on_cpu: int = 0

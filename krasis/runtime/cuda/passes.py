@@ -19,20 +19,22 @@ SYNC_S = 60e-6
 @dataclass(frozen=True)
 class Crossover:
     """`missed(tokens)` is how many bytes of experts so many tokens are expected to touch that are not on the device, of
-    `whole` that are not, in `layers` layers. Every pass reads `dense` bytes that are.
+    `whole` that are not, in `layers` layers. Every pass reads `dense` bytes that are, and `passing` ones pass through.
     """
 
     missed: Callable[[int], float]
     whole: float
     layers: int
     dense: float
+    passing: float
     rates: Rates
 
     def seconds(self, tokens: int) -> dict[Way, float]:
         """Expected time of the bytes alone, the simplest way first."""
         times, rest = divmod(tokens, MOST_FEW)
         few, passes = times * self.missed(MOST_FEW) + (self.missed(rest) if rest else 0.0), times + bool(rest)
-        hand_offs, dense = self.layers * self.rates.hand_off_s, self.dense / self.rates.device_read
+        hand_offs = self.layers * self.rates.hand_off_s
+        dense = self.dense / self.rates.device_read + self.passing / self.rates.pcie
         return {
             "whole": dense + self.whole / self.rates.pcie,
             "touched": dense + self.missed(tokens) / self.rates.pcie + self.layers * SYNC_S,
