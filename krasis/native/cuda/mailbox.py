@@ -16,7 +16,7 @@ TIMEOUT = 10.0
 _STATE, _MISSED = 4, 3
 
 _post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 4)
-_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
+_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG, POINTER, LONG)
 
 
 class _CSplit(ctypes.Structure):
@@ -82,15 +82,17 @@ class DeviceMailbox:
         how = None if split is None else split.address
         _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where, how)
 
-    def wait_add(self, out: Tensor) -> None:
-        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted.
+    def wait_add(self, out: Tensor, ahead: Tensor | None = None) -> None:
+        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted. What the
+        device reads next, `ahead`, may be brought near meanwhile.
 
         Where the CPU fails or doesn't answer in time, `out` stays as it is, `check` says so, and nothing is posted or
         waited for any more.
         """
         kind = self._type_of(out)
         self._check(out)
-        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout)
+        near = (None, 0) if ahead is None else (ahead, ahead.nbytes)
+        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout, *near)
 
     @property
     def missed(self) -> int:

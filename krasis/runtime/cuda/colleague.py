@@ -47,9 +47,9 @@ class Colleague:
         """See `DeviceMailbox.post`."""
         self._device.post(self._number[layer], x, ids, weights, where, split)
 
-    def wait_add(self, out: Tensor) -> None:
+    def wait_add(self, out: Tensor, ahead: Tensor | None) -> None:
         """See `DeviceMailbox.wait_add`."""
-        self._device.wait_add(out)
+        self._device.wait_add(out, ahead)
 
     def wake(self) -> None:
         """Posts will come soon."""
