@@ -24,10 +24,11 @@ from krasis.runtime.cuda.colleague import Colleague
 from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
+from krasis.runtime.cuda.follow import Follow
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.residents import Residency, Residents, records_of
 from krasis.runtime.cuda.room import check_room, free_bytes
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
@@ -76,6 +77,7 @@ class CudaEngine(Engine):
         threads: int | None = None,
         rates: Rates | None = None,
         placement: Plan | None = None,
+        residency: Residency = "static",
         trace: bool = False,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -86,6 +88,7 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
+        self._follow: Follow | None = None
         # Layers of dense weights are not streamed yet.
         wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
@@ -98,22 +101,25 @@ class CudaEngine(Engine):
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads, timeout)
-        self._crossover = self._ways(candidates(self._outline, heat))
+        self._place(pack, threads, timeout, moving=self._follows(residency))
+        found = candidates(self._outline, heat)
+        self._crossover = self._ways(found)
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
         self._steps = {} if trace or not self._store.registered else self._captured()
+        if self.residents.moving:
+            self._follow = Follow(pack, self._store, self.residents, found.probability, Lanes(device))
         self._before = self.traffic()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None, timeout: float) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float, *, moving: bool) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
         arena = Arena("dense weights", planned.dense, device)
         dense = place_dense(pack, planned.layers, head=planned.head, arena=arena)
         hot = Arena("resident experts", planned.experts, device)
-        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device)
+        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device, moving=moving)
         ring = Arena("ring of streamed experts", planned.workspace.expert_ring, device)
         share = planned.workspace.expert_ring // RING_BUFFERS
         buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
@@ -128,9 +134,17 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             self._colleague.open()
 
+    def _follows(self, residency: Residency) -> bool:
+        """Whether residents are to follow the text: where some are, not all, and the device can fetch others."""
+        if residency == "static" or not 0 < self.placement.resident_experts < sum(self.experts_of.values()):
+            return False
+        if not self._store.registered:
+            self.notes.append("resident experts stay where they were placed: the GPU can't fetch others behind decode")
+        return self._store.registered
+
     def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
-        if not any(self.residents.cold.values()):
+        if not self.residents.partial:
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
@@ -139,7 +153,7 @@ class CudaEngine(Engine):
         splits: dict[int, Split] = {}
         if not self._store.registered:
             return splits
-        for layer in (layer for layer, cold in self.residents.cold.items() if cold):
+        for layer in self.residents.partial:
             records, size = records_of(pack, layer)
             read = torch.tensor(division(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
@@ -157,7 +171,7 @@ class CudaEngine(Engine):
         def missed(tokens: int) -> float:
             return float((touched(found, tokens) * bytes_away).sum())
 
-        layers = sum(bool(cold) for cold in self.residents.cold.values())
+        layers = len(self.residents.partial)
         return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
 
     def traffic(self) -> Traffic:
@@ -166,7 +180,11 @@ class CudaEngine(Engine):
         found = Traffic(self.stream.copied, routed)
         if self._colleague is not None:
             counts = self._colleague.counts
-            found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
+            missed = self._colleague.missed
+            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_fixed=missed)
+        if self._follow is not None:
+            fixed = self._follow.missed_if_fixed()
+            found = replace(found, missed_if_fixed=fixed, exchanged=self._follow.copied)
         return found - self._before
 
     @property
@@ -246,6 +264,15 @@ class CudaEngine(Engine):
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
+        if self._follow is None:
+            return self._meet(ids, way)
+        if way != "few":
+            self._follow.settle()
+        found = self._meet(ids, way)
+        self._follow.ran(len(ids), prompt=way != "few")
+        return found
+
+    def _meet(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         self.stream.begin(way)
         if way == "few":
             self._decoded += len(ids)

@@ -55,14 +55,15 @@ class Stream:
 
     def _plan_whole(self) -> None:
         """Parts of all cold experts of all layers; buffers take turns over layers, so places never change."""
+        self._planned = self._resident.moves
         self._whole: dict[int, list[Part]] = {}
         self._addresses: dict[int, list[int]] = {}
         self._tables: dict[int, Tensor] = {}
-        turn = 0
+        turn, self._cold = 0, self._resident.cold
         for layer in self._layers:
-            addresses = self._resident.table[layer].tolist()
+            addresses = self._resident.addresses_of(layer)
             parts = []
-            for experts in self._shares(layer, self._resident.cold[layer]):
+            for experts in self._shares(layer, self._cold[layer]):
                 self._assign(layer, experts, turn, addresses)
                 parts.append(self._part(layer, experts))
                 turn += 1
@@ -75,6 +76,8 @@ class Stream:
     def begin(self, way: Way) -> None:
         """Before the first layer of a pass. Where whole layers are to come, the ring is filled."""
         self.way, self._next, self._turn = way, 0, 0
+        if way != "few" and self._planned != self._resident.moves:
+            self._plan_whole()
         if way == "whole":
             for _ in self._ring:
                 self._copy_next()
@@ -96,7 +99,7 @@ class Stream:
         chosen = set(torch.unique(ids).tolist())
         addresses = self._addresses[layer].copy()
         queue: list[Part] = []
-        for experts in self._shares(layer, [expert for expert in self._resident.cold[layer] if expert in chosen]):
+        for experts in self._shares(layer, [expert for expert in self._cold[layer] if expert in chosen]):
             self._assign(layer, experts, self._next + len(queue), addresses)
             queue.append(self._part(layer, experts))
         table = self._table(addresses)
