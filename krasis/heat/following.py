@@ -1,7 +1,7 @@
 """A resident set that follows the text: a seeded LFU that looks up seldom, and exchanges only what pays.
 
-Decided every few tokens rather than after each, bounded in what it moves, and slow to give up what the profile holds for
-hot: `bench/residency.py` replays it beside `krasis.heat.caches`.
+It decides every few tokens rather than after each, and is bounded in what it moves. `bench/residency.py` replays it
+beside `krasis.heat.caches`.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ SHARE = 0.05
 class Following:
     """Keeps track of which experts `resident`, bool [experts], says are resident.
 
-    Slots are exchanged among experts of one size; `sizes` int64 [experts] are their bytes. `rates` float64 [experts], uses
-    a token, seed the priorities as in `krasis.heat.caches.Lfu`.
+    Slots are exchanged among experts of one size; `sizes` int64 [experts] are their bytes. `rates` float64 [experts],
+    uses a token, seed the priorities as in `krasis.heat.caches.Lfu`.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from krasis.runtime.cuda.colleague import Colleague
 from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
-from krasis.runtime.cuda.follow import Follow
+from krasis.runtime.cuda.follow import Follow, follows
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
@@ -39,8 +38,7 @@ from krasis.runtime.placement.memory import RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
-from krasis.runtime.placement.residents import Candidates, candidates
-from krasis.runtime.placement.speed import touched
+from krasis.runtime.placement.residents import candidates
 from krasis.runtime.rates import Rates, known
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
@@ -60,8 +58,9 @@ class CudaEngine(Engine):
     """Runs one sequence at a time, of at most `context` tokens, in `vram` bytes of `device`.
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
-    compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer. `started`
-    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
+    compute what few tokens choose of the others, and are given up after `timeout` seconds without an answer;
+    `residency` says whether places change hands as the text goes on. `started` tells what starting took. Raises
+    FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -101,9 +100,12 @@ class CudaEngine(Engine):
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads, timeout, moving=self._follows(residency))
+        moving, notes = follows(residency, self.placement.resident_experts, self.experts_of, self._store)
+        self.notes += notes
+        self._place(pack, threads, timeout, moving=moving)
         found = candidates(self._outline, heat)
-        self._crossover = self._ways(found)
+        away, layers = self.residents.addresses == 0, len(self.residents.partial)
+        self._crossover = Crossover.of(found, away, layers, self.placement.devices[0].dense, self.rates)
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
@@ -134,14 +136,6 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             self._colleague.open()
 
-    def _follows(self, residency: Residency) -> bool:
-        """Whether residents are to follow the text: where some are, not all, and the device can fetch others."""
-        if residency == "static" or not 0 < self.placement.resident_experts < sum(self.experts_of.values()):
-            return False
-        if not self._store.registered:
-            self.notes.append("resident experts stay where they were placed: the GPU can't fetch others behind decode")
-        return self._store.registered
-
     def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
         if not self.residents.partial:
@@ -164,16 +158,6 @@ class CudaEngine(Engine):
         """Experts of a token."""
         return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
-    def _ways(self, found: Candidates) -> Crossover:
-        away = [cold for layer in self.residents.where.values() for cold in layer.tolist()]
-        bytes_away = found.bytes * (np.array(away, np.int64) < 0)
-
-        def missed(tokens: int) -> float:
-            return float((touched(found, tokens) * bytes_away).sum())
-
-        layers = len(self.residents.partial)
-        return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
-
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
         routed = self._decoded * len(self.experts_of) * self.chosen
@@ -181,10 +165,9 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             counts = self._colleague.counts
             missed = self._colleague.missed
-            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_fixed=missed)
+            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_static=missed)
         if self._follow is not None:
-            fixed = self._follow.missed_if_fixed()
-            found = replace(found, missed_if_fixed=fixed, exchanged=self._follow.copied)
+            found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before
 
     @property

@@ -16,7 +16,7 @@ class Traffic:
     missed: int = 0
     on_cpu: int = 0
     cpu_s: float = 0.0
-    missed_if_fixed: int = 0
+    missed_if_static: int = 0
     exchanged: int = 0
 
     @property
@@ -25,9 +25,9 @@ class Traffic:
         return 1 - self.missed / self.routed if self.routed else None
 
     @property
-    def fixed_hit_rate(self) -> float | None:
+    def static_hit_rate(self) -> float | None:
         """The same had residents stayed where they were placed."""
-        return 1 - self.missed_if_fixed / self.routed if self.routed else None
+        return 1 - self.missed_if_static / self.routed if self.routed else None
 
     def __sub__(self, other: "Traffic") -> "Traffic":
         return Traffic(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))

@@ -10,11 +10,20 @@ from krasis.heat.following import EVERY, Following
 from krasis.native.cuda.host import copy
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.lanes import Event, Lanes
-from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.residents import Residency, Residents, records_of
 from krasis.runtime.cuda.store import HostStore
 
 STEPS = 4
 """Steps that copies have: a step takes milliseconds, and so do the copies."""
+
+
+def follows(residency: Residency, resident: int, experts: dict[int, int], store: HostStore) -> tuple[bool, list[str]]:
+    """Whether residents are to follow the text, and notes: some, but not all, and where the device can fetch others."""
+    if residency == "static" or not 0 < resident < sum(experts.values()):
+        return False, []
+    if not store.registered:
+        return False, ["resident experts stay as they were placed, for the GPU can't fetch others behind decode"]
+    return True, []
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ class Follow:
         self._residents.put(self._coming.experts, self._coming.slots)
         self._coming = None
 
-    def missed_if_fixed(self) -> int:
-        """Pairs of tokens run a few at a time that would have missed, had all stayed as it was; waits for the device."""
+    def missed_if_static(self) -> int:
+        """Pairs of tokens run a few at a time that would have missed had nothing moved; waits for the device."""
         return int(self._residents.uses[0].cpu().numpy()[~self._first].sum())
 
     def _count(self) -> None:

@@ -12,7 +12,6 @@ from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.placement.outline import LAYOUT
 
-
 Residency = Literal["follow", "static"]
 """Whether residents follow the text, or stay as they were placed."""
 
@@ -41,7 +40,8 @@ class Residents:
     ) -> None:
         self._memory = arena  # what the addresses point into
         ends = np.cumsum(list(experts.values()))
-        self._slices = {layer: slice(end - count, end) for (layer, count), end in zip(experts.items(), ends, strict=True)}
+        layers = zip(experts.items(), ends, strict=True)
+        self._slices = {layer: slice(end - count, end) for (layer, count), end in layers}
         self.addresses: NDArray[np.int64] = np.zeros(sum(experts.values()), np.int64)
         for layer, expert in chosen:
             records, size = records_of(pack, layer)
