@@ -74,11 +74,8 @@ def open_engine(
     backend, notes = open_backend(where.device, where.threads)
     if where.device == "auto" and torch.cuda.is_available() and (obstacle := _obstacle(pack, where, moments=moments)):
         notes.append(f"running on the CPU though there is a GPU: {obstacle.what}")
-    notes += [
-        f"--{name} has no effect on the CPU"
-        for name in ("vram", "heat", "residency")
-        if getattr(where, name) is not None
-    ]
+    without_effect = (name for name in ("vram", "heat", "residency") if getattr(where, name) is not None)
+    notes += [f"--{name} has no effect on the CPU" for name in without_effect]
     engine = Engine(
         pack,
         backend,
@@ -122,7 +119,8 @@ def _on_gpu(
         heat=routing,
         threads=where.threads,
         rates=rates,
-        residency=where.residency or "follow",
+        # A profile is to be the same wherever a run was cut short.
+        residency=where.residency or ("static" if trace else "follow"),
         trace=trace,
     )
     if sequences > engine.sequences:

@@ -23,8 +23,8 @@ END = PREFILLED + DECODED
 BY_BOTH = replace(REFERENCE, hand_off_s=20e-6, pcie=1e9, host_read=1e9, together=2e9)
 
 NEAR, FLIPPED = 0.015, 0.1
-"""Of the logits' norm, from the reference: nine tokens in ten, and any. As with any placement kernels round to bfloat16 and
-the CPU's experts take activations in 8 bits; where a router is all but undecided another expert is chosen.
+"""Of the logits' norm, from the reference: nine tokens in ten, and any. As everywhere the GPU rounds to bfloat16
+and the CPU to 8 bits; where a router is all but undecided another expert is chosen.
 """
 
 
@@ -105,7 +105,7 @@ def check_consistent(engine, pack):
     for layer, table in residents.table.items():
         records, size = records_of(pack, layer)
         found = table.tolist()
-        assert found == residents.addresses_of(layer)
+        assert found == residents.addresses_of(layer).tolist()
         assert residents.where[layer].tolist() == [0 if at else -1 for at in found]
         assert residents.hot[layer] == [expert for expert, at in enumerate(found) if at]
         for expert, at in enumerate(found):

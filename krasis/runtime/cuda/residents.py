@@ -67,10 +67,9 @@ class Residents:
         """Layer -> who is not."""
         return {layer: np.flatnonzero(self.addresses[of] == 0).tolist() for layer, of in self._slices.items()}
 
-    def addresses_of(self, layer: int) -> list[int]:
+    def addresses_of(self, layer: int) -> NDArray[np.int64]:
         """What `table[layer]` holds once the device has done what it was told."""
-        found: list[int] = self.addresses[self._slices[layer]].tolist()
-        return found
+        return self.addresses[self._slices[layer]]
 
     def put(self, numbers: NDArray[np.int64], addresses: NDArray[np.int64]) -> None:
         """From here on in the current stream these experts lie there, or nowhere (0). The host does not wait."""
