@@ -7,7 +7,7 @@ beside `krasis.heat.caches`.
 import numpy as np
 from numpy.typing import NDArray
 
-from krasis.heat.caches import HALF_LIFE
+from krasis.heat.caches import HALF_LIFE, Keys
 
 Numbers = NDArray[np.int64]
 """int64 [n], numbers of experts in the order of layers."""
@@ -15,13 +15,16 @@ Numbers = NDArray[np.int64]
 EVERY = 16
 """Tokens between looks at what was used."""
 
+STEPS = 4
+"""Tokens that newcomers have to arrive: a token takes milliseconds, and so do the copies."""
+
 GAIN = 4.0
 """Uses, faded as priorities are, that a newcomer must be ahead of whom it replaces. About as many misses are saved for
 each record that is moved; and of routing that stays as it was, chance is seldom so far ahead.
 """
 
 SHARE = 0.05
-"""Bytes that are moved, of those that misses move anyhow, at most."""
+"""Bytes that are moved, of those that misses move anyhow, at most. No more is saved up than so much of all experts."""
 
 
 class Following:
@@ -42,7 +45,7 @@ class Following:
         self._sizes, self._kinds = sizes, np.unique(sizes).tolist()
         self._keep = 0.5 ** (1 / half_life)
         self._priority = rates / (1 - self._keep)
-        self._may_move, self._most = 0.0, SHARE * float(sizes.sum())
+        self._may_move, self._most = 0.0, max(SHARE * float(sizes.sum()), float(sizes.max()))
 
     def saw(self, uses: NDArray[np.int64], tokens: int, *, together: bool = False) -> None:
         """Some tokens used each expert so often, [experts], at an even rate. Experts of tokens that were computed
@@ -77,3 +80,22 @@ class Following:
             some = np.argpartition(keys, count)[:count]
             numbers, keys = numbers[some], keys[some]
         return numbers[np.lexsort((numbers, keys))]
+
+
+def replay(policy: Following, keys: Keys) -> tuple[NDArray[np.bool_], int]:
+    """Which uses of decoded tokens hit, bool [tokens, experts of a token], and how many experts were exchanged.
+
+    As a device that is looked at does it: exchanged a token after the look, who leaves at once and who comes later.
+    """
+    resident, hits, exchanged = policy.resident.copy(), np.empty(keys.shape, np.bool_), 0
+    for token, used in enumerate(keys):
+        hits[token] = resident[used]
+        since = token % EVERY
+        if since == 0 and token:
+            policy.saw(np.bincount(keys[token - EVERY : token].ravel(), minlength=len(resident)), EVERY)
+            _, leave = policy.exchange()
+            resident[leave] = False
+            exchanged += len(leave)
+        elif since == STEPS:
+            resident = policy.resident.copy()
+    return hits, exchanged

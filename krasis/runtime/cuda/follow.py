@@ -6,15 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from krasis.heat.following import EVERY, Following
+from krasis.heat.following import EVERY, STEPS, Following
 from krasis.native.cuda.host import copy
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.lanes import Event, Lanes
 from krasis.runtime.cuda.residents import Residency, Residents, records_of
 from krasis.runtime.cuda.store import HostStore
-
-STEPS = 4
-"""Steps that copies have: a step takes milliseconds, and so do the copies."""
 
 
 def follows(residency: Residency, resident: int, experts: dict[int, int], store: HostStore) -> tuple[bool, list[str]]:
