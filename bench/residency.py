@@ -2,9 +2,9 @@
 
 python -m bench.residency [--model CHECKPOINT...] [--text FILE...] [--layers N]
 
-Replayed on what routers chose, of checkpoints on text that no profile saw, and made up: 512 experts in each of 48 layers,
-10 of them a token, with a skew of 0.9. Shares are of pairs of a token and an expert; what is exchanged is a share of
-what misses move.
+Replayed on what routers chose, of checkpoints on text that no profile saw, and made up: 512 experts in each of 48
+layers, 10 of them a token, with a skew of 0.9. Hits are shares of pairs of a token and an expert, `no prompts` those
+of following decoded tokens alone; what is exchanged is a share of what misses move.
 """
 
 import argparse

@@ -63,19 +63,20 @@ class Follow:
         self._first = residents.addresses != 0
         self._policy = Following(self._sizes, self._first, rates)
         residents.uses.zero_()
-        self._host = torch.zeros_like(residents.uses, device="cpu", pin_memory=self._device.type == "cuda")
+        pinned = self._device.type == "cuda"
+        self._host = torch.zeros(residents.uses.shape, dtype=torch.int32, pin_memory=pinned)
         self._seen = self._host.numpy().copy()
         self._decoded = self._prefilled = self._steps = self.copied = 0
         self._counted: _Counted | None = None
         self._coming: _Coming | None = None
 
     def ran(self, tokens: int, *, prompt: bool) -> None:
-        """The device was told to run so many tokens, of a prompt, or a few as in decode."""
-        self._steps += 1
+        """The device was told to run so many tokens: of a prompt, which is only counted, or a few as in decode."""
         if prompt:
             self._prefilled += tokens
-        else:
-            self._decoded += tokens
+            return
+        self._decoded += tokens
+        self._steps += 1
         if self._coming is not None:
             if self._steps >= STEPS:
                 self.settle()
