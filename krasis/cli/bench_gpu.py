@@ -101,4 +101,4 @@ def _hits(result: dict[str, Any]) -> str:
     if result["config"]["residency"] == "static":
         return found
     moved = human(result["exchanged_bytes_per_token"])
-    return f"{found}; {result['static_hit_rate']:.1%} had experts stayed, instead of {moved} a token exchanged"
+    return f"{found}, {result['static_hit_rate']:.1%} without exchanging {moved} a token"

@@ -1,4 +1,6 @@
-"""The policy that exchanges residents: by hand, and beside LFU and residents that stay on made-up routing."""
+"""The policy that exchanges residents: by hand, and on real and made-up routing beside LFU and residents that stay."""
+
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -105,6 +107,33 @@ def test_routing_that_stays_costs_next_to_nothing_and_routing_that_drifts_is_fol
         static, lfu = resident[keys].mean(), Lfu(len(rates), [int(resident.sum())], rates).replay(keys).mean()
         assert hits.mean() > lfu - BEHIND_LFU
         assert hits.mean() > (static - BELOW_STATIC if drift == 0 else static + 0.1)
+        assert exchanged <= SHARE * (~hits).sum()
+
+
+@pytest.fixture
+def traced(pack_of, open_engine, text_ids):
+    """(family, name of a text) -> keys of its first tokens."""
+
+    def run(family, text, tokens=2048, window=512):
+        engine = open_engine(pack_of(family), trace=True)
+        for first in range(0, tokens, window):
+            engine.all_hidden(text_ids[text][first : first + window], engine.new_state())
+        choices, _ = engine.tracer.take()
+        before = accumulate(engine.tracer.experts.values(), initial=0)
+        return np.concatenate([choices[layer] + n for layer, n in zip(choices, before, strict=False)], axis=1)
+
+    return run
+
+
+def test_text_of_a_kind_that_the_profile_does_not_know_is_followed(family, traced):
+    code, other = traced(family, "dev-code.txt"), traced(family, "dev-scripture.txt")
+    profiled, held = code[:1024], code[1024:]
+    rates = np.bincount(profiled.ravel(), minlength=max(code.max(), other.max()) + 1) / len(profiled)
+    resident = hottest(rates, 0.25)
+    for keys, gain in ((held, -BELOW_STATIC), (other, 0.15)):
+        hits, exchanged = replay(policy(resident, rates), keys)
+        assert hits.mean() > resident[keys].mean() + gain
+        assert hits.mean() > Lfu(len(rates), [int(resident.sum())], rates).replay(keys).mean() - BEHIND_LFU
         assert exchanged <= SHARE * (~hits).sum()
 
 
