@@ -66,7 +66,7 @@ __device__ void divide(const krasis_cuda_split &split, const krasis_slot &slot, 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     post(Slots slots, krasis_mailbox_state *state, int layer, int tokens, const T *x, int quads, const int32_t *ids,
-         const float *weights, const int32_t *where, int pairs, krasis_cuda_split split) {
+         const float *weights, const int32_t *where, int pairs, krasis_cuda_split split, int32_t *uses) {
     const int thread = threadIdx.x;
     // Under way while the experts are looked up.
     float4 values = thread < quads ? load_quad(x, thread) : make_float4(0, 0, 0, 0);
@@ -83,6 +83,11 @@ __global__ void __launch_bounds__(kThreads)
     if (thread < kWarp)
         divide(split, slot, posts, cold, ids, weights, where, pairs);
     __syncthreads();
+    // Other warps', so that what follows does not have to wait for it.
+    if (uses)
+        for (int i = thread - kWarp; i >= 0 && i < pairs; i += kThreads - kWarp)
+            if (ids[i] >= 0)
+                atomicAdd(uses + ids[i], 1);
     if (thread)
         return;
     state->waits = posts;
@@ -156,7 +161,7 @@ int check(const krasis_mailbox *mailbox, int tokens, const void *rows, int type)
 
 extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
                                 const void *x, int x_type, const int32_t *ids, const float *weights,
-                                const int32_t *where, const krasis_cuda_split *split, void *stream) {
+                                const int32_t *where, const krasis_cuda_split *split, int32_t *uses, void *stream) {
     if (!state || !x || !ids || !weights || !where)
         return KRASIS_ERROR_NULL;
     const krasis_cuda_split given = split ? *split : krasis_cuda_split{};
@@ -168,9 +173,9 @@ extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
     const int quads = tokens * mailbox->hidden / kQuad, pairs = tokens * mailbox->chosen;
     if (x_type == KRASIS_FLOAT32)
         return launch(post<float>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const float *)x, quads, ids,
-                      weights, where, pairs, given);
+                      weights, where, pairs, given, uses);
     return launch(post<bf16>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const bf16 *)x, quads, ids, weights,
-                  where, pairs, given);
+                  where, pairs, given, uses);
 }
 
 extern "C" int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,

@@ -14,6 +14,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    ResidencyOption,
     ThreadsOption,
     VramOption,
     running,
@@ -41,6 +42,7 @@ def bench(
     vram: VramOption = None,
     kv: KvOption = None,
     heat: HeatOption = None,
+    residency: ResidencyOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -61,7 +63,7 @@ def bench(
     opened = Pack(pack)
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
     check_context(spec, context, "--prompt-tokens, --decode-tokens")
-    where = running(device, threads, layout, load, vram, kv, heat)
+    where = running(device, threads, layout, load, vram, kv, heat, residency)
     if runs_on_gpu(opened, where):
         bench_gpu.bench(opened, where, prompt_tokens, decode_tokens, runs, json=json, agreement=agreement)
         return

@@ -15,6 +15,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    ResidencyOption,
     ThreadsOption,
     VramOption,
     running,
@@ -51,6 +52,7 @@ def run(
     vram: VramOption = None,
     kv: KvOption = None,
     heat: HeatOption = None,
+    residency: ResidencyOption = None,
     threads: ThreadsOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
     json: JsonOption = False,
@@ -73,7 +75,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     opened = Pack(pack)
     tokenizer = Tokenizer(opened)
-    where = running(device, threads, layout, load, vram, kv, heat)
+    where = running(device, threads, layout, load, vram, kv, heat, residency)
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
     with Reporter() as reporter:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +24,11 @@ from krasis.runtime.cuda.dense import DenseStream
 from krasis.runtime.cuda.division import Divide, division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
+from krasis.runtime.cuda.follow import Follow, follows
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.residents import Residency, Residents, records_of
 from krasis.runtime.cuda.room import check_room, free_bytes
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
@@ -39,8 +39,7 @@ from krasis.runtime.placement.memory import DENSE_BUFFERS, RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
-from krasis.runtime.placement.residents import Candidates, candidates
-from krasis.runtime.placement.speed import touched
+from krasis.runtime.placement.residents import candidates
 from krasis.runtime.rates import Rates, known
 from krasis.runtime.state import SequenceState
 from krasis.runtime.tracer import Tracer
@@ -61,8 +60,8 @@ class CudaEngine(Engine):
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
     compute what few tokens choose of the others, but for what `divide` leaves to the GPU, and are given up after
-    `timeout` seconds without an answer. `started` tells what starting took. Raises FitError where the budget is too
-    small, or more than what is free.
+    `timeout` seconds without an answer; `residency` says whether places change hands as the text goes on. `started`
+    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -78,6 +77,7 @@ class CudaEngine(Engine):
         threads: int | None = None,
         rates: Rates | None = None,
         placement: Plan | None = None,
+        residency: Residency = "static",
         trace: bool = False,
         timeout: float = TIMEOUT,
         divide: Divide = division,
@@ -89,6 +89,7 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
+        self._follow: Follow | None = None
         wishes = Wishes((vram,), context, self.kv, PROMPT)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
         self.placement = placement or self._planned(wishes)
@@ -100,16 +101,22 @@ class CudaEngine(Engine):
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads, timeout, divide)
-        self._crossover = self._ways(candidates(self._outline, heat))
+        moving, notes = follows(residency, self.placement.resident_experts, self.experts_of, self._store)
+        self.notes += notes
+        self._place(pack, threads, timeout, divide, moving=moving)
+        found, dense = candidates(self._outline, heat), self.placement.devices[0].dense
+        away, layers = self.residents.addresses == 0, len(self.residents.partial)
+        self._crossover = Crossover.of(found, away, layers, dense, self._dense.bytes, self.rates)
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
         self._steps = {} if trace or not self._store.registered else self._captured()
+        if self.residents.moving:
+            self._follow = Follow(pack, self._store, self.residents, found.probability, Lanes(device))
         self._before = self.traffic()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide, *, moving: bool) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
         workspace, lanes = planned.workspace, Lanes(device)
@@ -119,7 +126,7 @@ class CudaEngine(Engine):
         self.notes += self._dense.notes
         dense = place_dense(pack, self._dense.places, Arena("dense weights", planned.dense, device))
         hot = Arena("resident experts", planned.experts, device)
-        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device)
+        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device, moving=moving)
         buffers = ring("ring of streamed experts", workspace.expert_ring, RING_BUFFERS, device)
         self.stream = Stream(pack, self._store, self.residents, buffers, lanes)
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
@@ -136,7 +143,7 @@ class CudaEngine(Engine):
 
     def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
-        if not any(self.residents.cold.values()):
+        if not self.residents.partial:
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
@@ -145,7 +152,7 @@ class CudaEngine(Engine):
         splits: dict[int, Split] = {}
         if not self._store.registered:
             return splits
-        for layer in (layer for layer, cold in self.residents.cold.items() if cold):
+        for layer in self.residents.partial:
             records, size = records_of(pack, layer)
             divided = divide(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
             read = torch.tensor(divided, dtype=torch.int32, device=self.device)
@@ -157,24 +164,16 @@ class CudaEngine(Engine):
         """Experts of a token."""
         return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
-    def _ways(self, found: Candidates) -> Crossover:
-        away = [cold for layer in self.residents.where.values() for cold in layer.tolist()]
-        bytes_away = found.bytes * (np.array(away, np.int64) < 0)
-
-        def missed(tokens: int) -> float:
-            return float((touched(found, tokens) * bytes_away).sum())
-
-        layers = sum(bool(cold) for cold in self.residents.cold.values())
-        dense = self.placement.devices[0].dense
-        return Crossover(missed, float(bytes_away.sum()), layers, dense, self._dense.bytes, self.rates)
-
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
         routed = self._decoded * len(self.experts_of) * self.chosen
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
             counts = self._colleague.counts
-            found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
+            missed = self._colleague.missed
+            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_static=missed)
+        if self._follow is not None:
+            found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before
 
     @property
@@ -262,6 +261,15 @@ class CudaEngine(Engine):
 
     def _forward(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and logits after the last token where these are made anyway."""
+        if self._follow is None:
+            return self._meet(ids, way)
+        if way != "few":
+            self._follow.settle()
+        found = self._meet(ids, way)
+        self._follow.ran(len(ids), prompt=way != "few")
+        return found
+
+    def _meet(self, ids: Tensor, way: Way) -> tuple[Tensor, Tensor | None]:
         self._dense.begin()
         self.stream.begin(way)
         if way == "few":

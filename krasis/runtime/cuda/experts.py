@@ -41,7 +41,7 @@ class Hybrid:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
         segment = self._pack.segment(segment_of(layer), LAYOUT)
         form = expert_form(segment.tensors, activation)
-        if self._colleague is not None and self._residents.cold[layer]:
+        if self._colleague is not None and layer in self._residents.partial:
             self._colleague.assign(layer, segment.name, self._pack, activation)
 
         def experts(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -55,10 +55,11 @@ class Hybrid:
     ) -> Tensor:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        colleague = self._colleague if self._residents.cold[layer] else None
+        colleague = self._colleague if layer in self._residents.partial else None
         records, split = self._residents.table[layer], self._splits.get(layer) if len(x) == 1 else None
         if colleague is not None:
-            colleague.post(layer, x, ids, weights, self._residents.where[layer], split)
+            where, uses = self._residents.where[layer], self._residents.decoded.get(layer)
+            colleague.post(layer, x, ids, weights, where, split, uses)
             if split is not None:
                 records, ids = split.records, split.pairs
         experts_few(form, records, x, ids, weights, h, out, self._scratch)
@@ -72,6 +73,8 @@ class Hybrid:
         self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor, beside: Linear | None
     ) -> Tensor:
         routes = sort(ids, len(self._residents.table[layer]))
+        if (uses := self._residents.prefilled.get(layer)) is not None:
+            uses += routes.offsets.diff()
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         y = torch.empty(ids.numel(), form.hidden, dtype=torch.bfloat16, device=x.device)
         for experts, table in self._stream.parts(layer, ids):

@@ -4,7 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from krasis.native.cuda.gemm import MOST_FEW
+from krasis.runtime.placement.residents import Candidates
+from krasis.runtime.placement.speed import touched
 from krasis.runtime.rates import Rates
 
 Way = Literal["few", "touched", "whole"]
@@ -28,6 +33,18 @@ class Crossover:
     dense: float
     passing: float
     rates: Rates
+
+    @classmethod
+    def of(
+        cls, found: Candidates, away: NDArray[np.bool_], layers: int, dense: float, passing: float, rates: Rates
+    ) -> "Crossover":
+        """Where `away`, [experts], says which of the experts that are expected to be chosen are not on the device."""
+        sizes = np.where(away, found.bytes, 0)
+
+        def missed(tokens: int) -> float:
+            return float(touched(found, tokens) @ sizes)
+
+        return cls(missed, float(sizes.sum()), layers, dense, passing, rates)
 
     def seconds(self, tokens: int) -> dict[Way, float]:
         """Expected time of the bytes alone, the simplest way first."""
