@@ -33,11 +33,11 @@ PROFILED = 32
 """Tokens."""
 
 
-def none(most: int, size: int, rates: Rates) -> list[int]:
+def none(most: int, size: int, rates: Rates, passing: float) -> list[int]:
     return [0] * (most + 1)
 
 
-def all_missed(most: int, size: int, rates: Rates) -> list[int]:
+def all_missed(most: int, size: int, rates: Rates, passing: float) -> list[int]:
     return list(range(most + 1))
 
 
@@ -59,7 +59,7 @@ class Bench:
         found = outline(self.pack.manifest)
         names = heat_profile.names_in(self.pack.path)
         heat = heat_profile.load(self.pack.path, names[0], self.pack.manifest).routing() if names else None
-        wishes = Wishes((int(args.vram * 2**30),), len(self.ids), "fp8", PROMPT, stream_dense=False)
+        wishes = Wishes((int(args.vram * 2**30),), len(self.ids), "fp8", PROMPT)
         self.planned = plan(found, self.rates, heat, wishes)
         self.cold = with_residents(self.planned, found, 0.0)
 

@@ -2,8 +2,8 @@
 
 python -m bench.drafts PACK... --text FILE [--tokens 256] [--rounds 5]
 
-Prompts are a part of the text three times over ("quote") and the text as it goes on ("text"); tokens are greedy, or drawn
-at temperature 1. They must be the same with drafts. `cost` is the median of auto's time over off's.
+Prompts are a part of the text three times over ("quote") and the text as it goes on ("text"); tokens are greedy, or
+drawn at temperature 1. They must be the same with drafts. `cost` is the median of auto's time over off's.
 """
 
 import argparse

@@ -60,6 +60,26 @@ def test_pairs_of_nobody_are_not_posted(device):
 
 
 @on_devices
+@pytest.mark.parametrize(("tokens", "chosen"), [(1, 5), (8, 9), (8, 12)])
+def test_all_pairs_are_counted_cold_or_not(tokens, chosen, device):
+    layer, box = random_layer(1, HIDDEN, workers()), Mailbox(8, chosen, HIDDEN)
+    uses, right = torch.zeros(EXPERTS, dtype=torch.int32, device=device), torch.zeros(EXPERTS, dtype=torch.int32)
+    with Server(workers(), [layer], box):
+        mail = DeviceMailbox(box, torch.device(device))
+        for turn in range(6):
+            x, ids, weights = random_post(turn, tokens, chosen, HIDDEN)
+            ids[0, 0] = -1
+            where = torch.where(torch.rand(EXPERTS) < turn / 5, -1, 0).int()
+            mail.post(0, *(t.to(device) for t in (x, ids, weights, where)), uses=uses)
+            mail.wait_add(torch.zeros(tokens, HIDDEN, device=device))
+            right += torch.bincount(ids[ids >= 0], minlength=EXPERTS)
+        assert torch.equal(uses.cpu(), right)
+        with pytest.raises(InputError, match=r"uses torch\.int64"):
+            mail.post(0, *(t.to(device) for t in (x, ids, weights, where)), uses=uses.long())
+        mail.close()
+
+
+@on_devices
 @pytest.mark.parametrize("what", ["frozen", "no such layer"])
 def test_trouble_is_told_once_and_leaves_the_rest_alone(what, device):
     layer, box = random_layer(1, HIDDEN, workers()), Mailbox(1, CHOSEN, HIDDEN)

@@ -35,8 +35,6 @@ void Moe::run(const MoeCall &call) {
     plan();
     place();
     taken_[0] = taken_[1] = 0;
-    if (call_.m == 1)
-        quantize_tokens(0, 1);
     pool_.run([](void *self, int thread) { static_cast<Moe *>(self)->work(thread); }, this);
 }
 
@@ -91,18 +89,16 @@ void Moe::place() {
 }
 
 void Moe::work(int thread) {
-    if (call_.m > 1) {
-        const Share share(static_cast<double>(call_.m), thread, pool_.threads());
-        share.of(0, 1, call_.m, [&](int64_t first, int64_t last) { quantize_tokens(first, last); });
-        pool_.meet();
-    }
+    quantize(thread);
     for (const Batch &batch : batches_) {
+        Warmer first = this->warmer(batch, false, thread);
+        pool_.meet(first);
         if (call_.m > 1) {
             gather(batch, thread);
-            pool_.meet();
+            pool_.meet(first);
         }
         multiply(batch, false, thread);
-        Warmer warmer = this->warmer(batch, thread);
+        Warmer warmer = this->warmer(batch, true, thread);
         pool_.meet(warmer);
         if (thread == 0)
             taken_[false] = 0;
@@ -116,9 +112,30 @@ void Moe::work(int thread) {
     }
 }
 
+void Moe::quantize(int thread) {
+    const krasis_matrix &w13 = call_.experts.w13;
+    const bool by_token = call_.m > 1 || w13.codec == KRASIS_BF16;
+    const int64_t pieces = by_token ? call_.m : w13.k / w13.group_size;
+    const Share share(static_cast<double>(pieces), thread, pool_.threads());
+    share.of(0, 1, pieces, [&](int64_t first, int64_t last) {
+        by_token ? quantize_tokens(first, last) : quantize_groups(first, last);
+    });
+}
+
+void Moe::quantize_groups(int64_t first, int64_t last) {
+    krasis_matrix part = call_.experts.w13;
+    const int64_t begin = first * part.group_size, hidden = call_.experts.hidden;
+    part.k = static_cast<int32_t>(last * part.group_size - begin);
+    const int64_t have = std::clamp<int64_t>(hidden - begin, 0, part.k);
+    const krasis_job job{&part, call_.x + begin, 1, call_.ldx, have, nullptr, 0, 0};
+    const Activations a{tokens_.q + begin, tokens_.scale + first, tokens_.sum + first, nullptr, 0};
+    kernels_.prepare[part.codec]({job, a, nullptr, {}}, 0, 1);
+    std::memset(call_.y + begin, 0, have * sizeof(float));
+}
+
 void Moe::quantize_tokens(int64_t first, int64_t last) {
     const krasis_job job{&call_.experts.w13, call_.x, call_.m, call_.ldx, call_.experts.hidden, nullptr, 0, 0};
-    kernels_.prepare[job.matrix->codec]({job, tokens_, nullptr}, first, last);
+    kernels_.prepare[job.matrix->codec]({job, tokens_, nullptr, {}}, first, last);
     for (int64_t token = first; token < last; token++)
         std::memset(call_.y + token * call_.ldy, 0, call_.experts.hidden * sizeof(float));
 }
@@ -165,10 +182,10 @@ Shares Moe::shares(const Batch &batch, bool down, int thread) {
     return {cost * units(down), thread, pool_.threads(), taken_[down]};
 }
 
-// For what a thread will multiply down first.
-Warmer Moe::warmer(const Batch &batch, int thread) {
+// For what a thread will multiply first.
+Warmer Moe::warmer(const Batch &batch, bool down, int thread) {
     std::optional<Warmer> warmer;
-    parts(batch, true, shares(batch, true, thread).own, [&](const Part &part) {
+    parts(batch, down, shares(batch, down, thread).own, [&](const Part &part) {
         if (!warmer)
             warmer.emplace(Place(part.matrix, part.begin, part.end));
     });

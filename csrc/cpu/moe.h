@@ -65,14 +65,16 @@ private:
     void plan();
     void place();
     void work(int thread);
+    void quantize(int thread);
     void quantize_tokens(int64_t first, int64_t last);
+    void quantize_groups(int64_t first, int64_t last); // of the only token
     void gather(const Batch &batch, int thread);
     const krasis_matrix &matrix(bool down) const; // of the first expert
     int64_t units(bool down) const;               // of each expert
     template <class Action>
     void parts(const Batch &batch, bool down, const Share &share, const Action &action) const;
     Shares shares(const Batch &batch, bool down, int thread);
-    Warmer warmer(const Batch &batch, int thread);
+    Warmer warmer(const Batch &batch, bool down, int thread);
     void multiply(const Batch &batch, bool down, int thread);
     void activate(const Batch &batch, int thread);
     void add(const Batch &batch, int thread);

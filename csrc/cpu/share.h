@@ -20,6 +20,9 @@ inline int64_t units_of(const krasis_matrix &matrix, int64_t n_out) {
     }
 }
 
+// Half a tile of `marlin`: with less, runs of memory get short; with more, threads wait for the last.
+constexpr int kMarlinUnits = 2;
+
 // The kernel for so many tokens, and how finely its columns are split.
 struct Kernel {
     Kernels::Multiply multiply;
@@ -29,8 +32,7 @@ struct Kernel {
         const Kernels::Multiply many = kernels.multiply_many[matrix.codec][matrix.layout];
         const bool use = m >= kMany && many;
         multiply = use ? many : kernels.multiply[matrix.codec][matrix.layout];
-        // Less than a tile of `marlin` would leave short runs of memory.
-        units = use || matrix.layout == KRASIS_LAYOUT_MARLIN ? kPanelUnits : 1;
+        units = use ? kPanelUnits : matrix.layout == KRASIS_LAYOUT_MARLIN ? kMarlinUnits : 1;
     }
 };
 

@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int kThreads = 512, kQuad = 4, kMostBlocks = 16;
+constexpr int kThreads = 512, kQuad = 4, kMostBlocks = 16, kFetchers = 48, kLine = 128;
 
 struct Slots {
     krasis_slot even, odd;
@@ -66,7 +66,7 @@ __device__ void divide(const krasis_cuda_split &split, const krasis_slot &slot, 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     post(Slots slots, krasis_mailbox_state *state, int layer, int tokens, const T *x, int quads, const int32_t *ids,
-         const float *weights, const int32_t *where, int pairs, krasis_cuda_split split) {
+         const float *weights, const int32_t *where, int pairs, krasis_cuda_split split, int32_t *uses) {
     const int thread = threadIdx.x;
     // Under way while the experts are looked up.
     float4 values = thread < quads ? load_quad(x, thread) : make_float4(0, 0, 0, 0);
@@ -83,6 +83,11 @@ __global__ void __launch_bounds__(kThreads)
     if (thread < kWarp)
         divide(split, slot, posts, cold, ids, weights, where, pairs);
     __syncthreads();
+    // Other warps', so that what follows does not have to wait for it.
+    if (uses)
+        for (int i = thread - kWarp; i >= 0 && i < pairs; i += kThreads - kWarp)
+            if (ids[i] >= 0)
+                atomicAdd(uses + ids[i], 1);
     if (thread)
         return;
     state->waits = posts;
@@ -108,11 +113,19 @@ __device__ uint32_t wait_for(const krasis_reply *reply, uint32_t number, uint64_
     }
 }
 
+/* The last kFetchers blocks fetch `ahead` while the others wait for the CPU, for memory is idle then. */
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state, T *out, int quads, uint64_t timeout) {
+__global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state,
+                                                     T *out, int quads, uint64_t timeout, const char *ahead, int64_t bytes) {
     if (!state->waits)
         return;
+    const int adders = bytes ? gridDim.x - kFetchers : gridDim.x, fetcher = blockIdx.x - adders;
+    if (fetcher >= 0) {
+        for (int64_t at = ((int64_t)fetcher * kThreads + threadIdx.x) * kLine; at < bytes;
+             at += kFetchers * kThreads * kLine)
+            fetch_ahead(ahead + at);
+        return;
+    }
     const uint32_t number = state->number;
     const krasis_slot slot = slots.of(number);
     __shared__ uint32_t status;
@@ -126,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         return;
     }
-    for (int quad = blockIdx.x * kThreads + threadIdx.x; quad < quads; quad += gridDim.x * kThreads) {
+    for (int quad = blockIdx.x * kThreads + threadIdx.x; quad < quads; quad += adders * kThreads) {
         const float4 y = load_quad(slot.y, quad), old = load_quad(out, quad);
         store_quad(out, quad, make_float4(old.x + y.x, old.y + y.y, old.z + y.z, old.w + y.w));
     }
@@ -148,7 +161,7 @@ int check(const krasis_mailbox *mailbox, int tokens, const void *rows, int type)
 
 extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
                                 const void *x, int x_type, const int32_t *ids, const float *weights,
-                                const int32_t *where, const krasis_cuda_split *split, void *stream) {
+                                const int32_t *where, const krasis_cuda_split *split, int32_t *uses, void *stream) {
     if (!state || !x || !ids || !weights || !where)
         return KRASIS_ERROR_NULL;
     const krasis_cuda_split given = split ? *split : krasis_cuda_split{};
@@ -160,24 +173,26 @@ extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
     const int quads = tokens * mailbox->hidden / kQuad, pairs = tokens * mailbox->chosen;
     if (x_type == KRASIS_FLOAT32)
         return launch(post<float>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const float *)x, quads, ids,
-                      weights, where, pairs, given);
+                      weights, where, pairs, given, uses);
     return launch(post<bf16>, 1, kThreads, 0, stream, slots, state, layer, tokens, (const bf16 *)x, quads, ids, weights,
-                  where, pairs, given);
+                  where, pairs, given, uses);
 }
 
 extern "C" int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,
-                                    int out_type, int64_t timeout, void *stream) {
-    if (!state || !out)
+                                    int out_type, int64_t timeout, const void *ahead, int64_t bytes, void *stream) {
+    if (!state || !out || (bytes && !ahead))
         return KRASIS_ERROR_NULL;
+    if (bytes < 0)
+        return KRASIS_ERROR_SHAPE;
     if (const int status = check(mailbox, tokens, out, out_type))
         return status;
     const Slots slots = slots_of(mailbox);
     krasis_trouble *const trouble = (krasis_trouble *)mailbox->memory;
     const int quads = tokens * mailbox->hidden / kQuad;
-    const unsigned blocks = min((quads + kThreads - 1) / kThreads, kMostBlocks);
+    const unsigned blocks = min((quads + kThreads - 1) / kThreads, kMostBlocks) + (bytes ? kFetchers : 0);
     if (out_type == KRASIS_FLOAT32)
         return launch(wait_add<float>, blocks, kThreads, 0, stream, slots, trouble, state, (float *)out, quads,
-                      (uint64_t)timeout);
+                      (uint64_t)timeout, (const char *)ahead, bytes);
     return launch(wait_add<bf16>, blocks, kThreads, 0, stream, slots, trouble, state, (bf16 *)out, quads,
-                  (uint64_t)timeout);
+                  (uint64_t)timeout, (const char *)ahead, bytes);
 }

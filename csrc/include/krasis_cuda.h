@@ -131,16 +131,18 @@ typedef struct krasis_cuda_split {
 
 /* Posts the pairs of x[tokens][hidden] (float32 or bf16), ids and weights [tokens][chosen] whose expert is cold:
  * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where no pair is left to the CPU.
- * `split` may be null. The sizes but `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to four elements. */
+ * `split` may be null. The sizes but `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to
+ * four elements. uses[experts] counts all pairs, cold or not, unless it is null. */
 KRASIS_API int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,
                                 const void *x, int x_type, const int32_t *ids, const float *weights,
-                                const int32_t *where, const krasis_cuda_split *split, void *stream);
+                                const int32_t *where, const krasis_cuda_split *split, int32_t *uses, void *stream);
 
 /* out[tokens][hidden] += y of the post before, which had as many tokens, once the CPU has answered; at once and nothing
  * where none was made. out is float32, or bf16 rounded once, aligned to four elements. A reply that is an error, or that
- * has not come after `timeout` ns, is left in the mailbox's krasis_trouble, which the host is to look at; out then stays. */
+ * has not come after `timeout` ns, is left in the mailbox's krasis_trouble, which the host is to look at; out then stays.
+ * Meanwhile `bytes` from `ahead` on, if any, are brought into the device's second-level cache. */
 KRASIS_API int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,
-                                    int out_type, int64_t timeout, void *stream);
+                                    int out_type, int64_t timeout, const void *ahead, int64_t bytes, void *stream);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    ResidencyOption,
     SpeculateOption,
     ThreadsOption,
     VramOption,
@@ -42,6 +43,7 @@ def bench(
     vram: VramOption = None,
     kv: KvOption = None,
     heat: HeatOption = None,
+    residency: ResidencyOption = None,
     threads: ThreadsOption = None,
     speculate: SpeculateOption = "off",
     json: JsonOption = False,
@@ -63,7 +65,7 @@ def bench(
     opened = Pack(pack)
     spec, context = read_spec(opened), prompt_tokens + decode_tokens
     check_context(spec, context, "--prompt-tokens, --decode-tokens")
-    where = running(device, threads, layout, load, vram, kv, heat)
+    where = running(device, threads, layout, load, vram, kv, heat, residency)
     drafts = speculate == "auto"
     if runs_on_gpu(opened, where):
         bench_gpu.bench(

@@ -43,6 +43,7 @@ def bench(
         distance = benching.agreement(pack, engine, ids[:compared]) if agreement else None
     asked = {
         "vram": engine.placement.devices[0].budget,
+        "residency": "follow" if engine.residents.moving else "static",
         "prompt": prompt,
         "prompt_tokens": prompt_tokens,
         "decode_tokens": decode_tokens,
@@ -62,12 +63,14 @@ def _result(engine: "CudaEngine", measured: "HybridMeasured") -> dict[str, Any]:
     from krasis.runtime.cuda.bench import ceilings, decode_traffic, phases
 
     runs = [found.run for found in measured.runs]
-    found, allowed = speeds(runs), ceilings(engine, measured.runs)
+    found, allowed, moved = speeds(runs), ceilings(engine, measured.runs), decode_traffic(measured.runs)
     return {
         **found,
         **drafts_of(runs),
-        "hit_rate": decode_traffic(measured.runs).hit_rate,
+        "hit_rate": moved.hit_rate,
+        "static_hit_rate": moved.static_hit_rate,
         "expected_hit_rate": engine.placement.hit_rate,
+        "exchanged_bytes_per_token": moved.exchanged / sum(run.decoded for run in runs),
         "bytes_per_token": bytes_read(engine, runs[0]),
         "ceiling_tok_s": allowed.decode_tok_s,
         "ratio": found["decode_tok_s"]["median"] / allowed.decode_tok_s,
@@ -93,7 +96,7 @@ def _facts(result: dict[str, Any]) -> dict[str, object]:
     }
     decode, prefill = (f"{result[name]:.4g} tok/s" for name in ("ceiling_tok_s", "prefill_ceiling_tok_s"))
     return {
-        "hit rate": "no experts" if hits is None else f"{hits:.1%}, {result['expected_hit_rate']:.1%} expected",
+        "hit rate": "no experts" if hits is None else _hits(result),
         "GPU memory": f"{human(result['vram_used'])} in use, {human(result['config']['vram'])} allowed",
         "prompt": moved["prefill"] or "nothing moved",
         "each token": moved["decode"] or "nothing moved",
@@ -101,3 +104,11 @@ def _facts(result: dict[str, Any]) -> dict[str, object]:
         "prefill": f"{result['prefill_ratio']:.0%} of the {prefill} that the machine allows",
         "start": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["started"].items()),
     }
+
+
+def _hits(result: dict[str, Any]) -> str:
+    found = f"{result['hit_rate']:.1%}, {result['expected_hit_rate']:.1%} expected"
+    if result["config"]["residency"] == "static":
+        return found
+    moved = human(result["exchanged_bytes_per_token"])
+    return f"{found}, {result['static_hit_rate']:.1%} without exchanging {moved} a token"

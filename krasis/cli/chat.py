@@ -15,6 +15,7 @@ from krasis.cli.options import (
     KvOption,
     LayoutOption,
     LoadOption,
+    ResidencyOption,
     SpeculateOption,
     ThreadsOption,
     VramOption,
@@ -52,6 +53,7 @@ def run(
     vram: VramOption = None,
     kv: KvOption = None,
     heat: HeatOption = None,
+    residency: ResidencyOption = None,
     threads: ThreadsOption = None,
     speculate: SpeculateOption = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and memory after the answer.")] = False,
@@ -75,7 +77,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     opened = Pack(pack)
     tokenizer = Tokenizer(opened)
-    where = running(device, threads, layout, load, vram, kv, heat)
+    where = running(device, threads, layout, load, vram, kv, heat, residency)
     ids = [] if prompt is None else _prompt_ids(tokenizer, _read(prompt), raw, system)
     context = context or (min(CHAT_CONTEXT, read_spec(opened).max_positions) if chatting else len(ids) + max_tokens)
     with Reporter() as reporter:
@@ -204,9 +206,10 @@ def _print_stats(answer: "Answer", engine: "Engine") -> None:
     weights, cache = human(engine.plan.weights), human(engine.plan.kv)
     hits = "" if engine.hit_rate is None else f", {engine.hit_rate:.1%} of experts on the GPU"
     drafts = f", {answer.accepted} of {answer.drafted} drafted right" if answer.drafted else ""
+    copied = f", {human(engine.copied)} copied to the GPU" if engine.copied else ""
     lines = (
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}{hits}{drafts}",
-        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
+        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache{copied}; backend {engine.backend.name}",
     )
     print("\n".join(lines), file=sys.stderr)

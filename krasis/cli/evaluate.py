@@ -13,6 +13,7 @@ from krasis.cli.options import (
     LayoutOption,
     LoadOption,
     MoreTextArgument,
+    ResidencyOption,
     TextOption,
     ThreadsOption,
     TokensOption,
@@ -39,6 +40,7 @@ def evaluate(
     vram: VramOption = None,
     kv: KvOption = None,
     heat: HeatOption = None,
+    residency: ResidencyOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -51,7 +53,7 @@ def evaluate(
     check_window(window)
     opened = Pack(pack)
     texts = encode_texts([*text, *(more or [])], Tokenizer(opened), tokens)
-    where = running(device, threads, layout, load, vram, kv, heat)
+    where = running(device, threads, layout, load, vram, kv, heat, residency)
     with Reporter() as reporter:
         engine = open_engine(opened, where, context=window, progress=reporter)
     show_notes(engine.notes)

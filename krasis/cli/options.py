@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda", "reference"]
 Kv = Literal["f32", "bf16", "fp8"]
 Load = Literal["mapped", "copied"]
+Residency = Literal["follow", "static"]
 Speculate = Literal["auto", "off"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; reference is the slow judge of the others.")]
@@ -24,6 +25,10 @@ KvOption = Annotated[
 ]
 VramOption = Annotated[str | None, typer.Option(help="GPU memory to use, such as 16GiB.")]
 HeatOption = Annotated[str | None, typer.Option(help="Heat profile of the pack that places experts.")]
+ResidencyOption = Annotated[
+    Residency | None,
+    typer.Option(help="Whether experts on the GPU change with the text, or stay as placed; follow when not given."),
+]
 LayoutOption = Annotated[str | None, typer.Option(help="Read this layout of the pack; the fastest when not given.")]
 LoadOption = Annotated[
     Load, typer.Option(help="Read weights where the pack is mapped, or copy them into memory of their own first.")
@@ -93,8 +98,10 @@ def running(
     vram: str | None,
     kv: Kv | None,
     heat: str | None,
+    residency: Residency | None = None,
 ) -> "Where":
     """What the options of these names say. Raises UsageError for a size that is none."""
     from krasis.runtime.opening import Where
 
-    return Where(device, threads, layout, load, None if vram is None else parse_size(vram), kv, heat)
+    size = None if vram is None else parse_size(vram)
+    return Where(device, threads, layout, load, size, kv, heat, residency)

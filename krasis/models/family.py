@@ -11,6 +11,7 @@ from krasis.models.state import LayerState, State
 from krasis.models.weight import File
 
 if TYPE_CHECKING:
+    from krasis.models.blocks.rope import Angles
     from krasis.models.ops import Ops
 
 # Whoever writes a config.json or a manifest says how many things are made for each layer, expert and head.
@@ -85,8 +86,17 @@ class Weights(Protocol):
         """
 
 
+class Block(Protocol):
+    """One layer."""
+
+    def forward(self, x: Tensor, angles: "Angles", state: State) -> Tensor:
+        """float32 [tokens, H] -> the same, residuals added."""
+
+
 class Model(Protocol):
-    """A family's forward, written once for all backends."""
+    """A family's forward, written once for all backends. An engine may put something around its layers, `blocks`."""
+
+    blocks: Sequence[Block]
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
         """ids int64 [tokens], continuing `state` -> hidden states [tokens, H], and moves the state on."""

@@ -12,6 +12,7 @@ from krasis.pack.progress import Progress
 from krasis.pack.reader import Pack
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.cuda.engine import CudaEngine
+from krasis.runtime.cuda.residents import Residency
 from krasis.runtime.cuda.room import free_bytes
 from krasis.runtime.devices import Device, check_threads, open_backend
 from krasis.runtime.engine import Engine
@@ -36,6 +37,7 @@ class Where:
     vram: int | None = None
     kv: KvDtype | None = None
     heat: str | None = None
+    residency: Residency | None = None
 
 
 def runs_on_gpu(pack: Pack, where: Where, *, moments: bool = False) -> bool:
@@ -72,7 +74,8 @@ def open_engine(
     backend, notes = open_backend(where.device, where.threads)
     if where.device == "auto" and torch.cuda.is_available() and (obstacle := _obstacle(pack, where, moments=moments)):
         notes.append(f"running on the CPU though there is a GPU: {obstacle.what}")
-    notes += [f"--{name} has no effect on the CPU" for name in ("vram", "heat") if getattr(where, name) is not None]
+    without_effect = (name for name in ("vram", "heat", "residency") if getattr(where, name) is not None)
+    notes += [f"--{name} has no effect on the CPU" for name in without_effect]
     engine = Engine(
         pack,
         backend,
@@ -116,6 +119,8 @@ def _on_gpu(
         heat=routing,
         threads=where.threads,
         rates=rates,
+        # A profile is to be the same wherever a run was cut short.
+        residency=where.residency or ("static" if trace else "follow"),
         trace=trace,
     )
     if sequences > engine.sequences:

@@ -1,6 +1,5 @@
 """The parts of the hybrid engine by themselves: what is copied where and when, what lies where, and what is refused."""
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -9,21 +8,23 @@ from cuda_devices import on_devices
 from hypothesis import given
 from hypothesis import strategies as st
 from real_sizes import sizes
+from watched_lanes import Watched
 
 from krasis.errors import FitError, KrasisError
 from krasis.models.state import Cache, Recurrent
 from krasis.native.cuda.gemm import MOST_FEW
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
+from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover
-from krasis.runtime.cuda.placed import place_dense
+from krasis.runtime.cuda.placed import place_dense, stored_records
 from krasis.runtime.cuda.residents import Residents, segment_of
 from krasis.runtime.cuda.room import check_room
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
-from krasis.runtime.placement.outline import outline
+from krasis.runtime.placement.outline import outline, passing_segments
 from krasis.runtime.placement.plan import PlacementError, Wishes, plan
 from krasis.runtime.rates import REFERENCE
 
@@ -49,28 +50,6 @@ def record(pack, layer, expert):
 
 def arena(size, device=CPU):
     return Arena("a test", size, torch.device(device))
-
-
-class Watched(Lanes):
-    """Lanes that check who waits for whom: a buffer's bytes are read after their copy, and copied over after that."""
-
-    def __init__(self):
-        super().__init__(CPU)
-        self.events, self.copies = [], False
-
-    @contextlib.contextmanager
-    def copying(self, after):
-        self.events.append(("copy", after))
-        self.copies = True
-        yield
-        self.copies = False
-
-    def mark(self):
-        self.events.append(("filled" if self.copies else "read", len(self.events)))
-        return len(self.events) - 1
-
-    def wait(self, event):
-        self.events.append(("wait", event))
 
 
 @pytest.fixture
@@ -186,10 +165,12 @@ def test_arenas_give_no_more_than_was_planned():
 
 @on_devices
 def test_dense_weights_are_placed_as_planned(device, pack):
-    """Those of two layers and the last norm lie on the device, the rest where it was; all read the same."""
-    found = outline(pack.manifest)
-    memory = arena(found.norm + found.layers[0].dense + found.layers[2].dense, device)
-    placed = place_dense(pack, (0, 2), head=False, arena=memory)
+    """Those of two layers lie on the device, and so does what always does; the others have places elsewhere."""
+    found, away = outline(pack.manifest), {}
+    memory = arena(found.kept + found.layers[0].passing + found.layers[2].passing, device)
+    for name in (name for layer in (1, 3) for name in passing_segments(layer) if name in pack.layouts_of):
+        away[name] = stored_records(pack, name).to(device)
+    placed = place_dense(pack, away, memory)
     with pytest.raises(FitError):
         memory.take(1)
     for name, layouts in pack.layouts_of.items():
@@ -199,18 +180,18 @@ def test_dense_weights_are_placed_as_planned(device, pack):
                 moved = placed.arrays(name, layout)[key]
                 assert torch.equal(moved.cpu(), array)
                 inside = 0 <= moved.data_ptr() - memory._memory.data_ptr() < memory._memory.nbytes
-                on_device = name.startswith(("layers.0", "layers.2")) and not name.endswith("experts")
-                assert inside == (on_device or (name, key[0]) == ("base", "norm"))
-                assert not inside or key in there
+                on_host = key[0] == "embed" or name.endswith("experts")
+                assert inside == (name not in away and not on_host)
+                assert on_host or key in there
 
 
 bytes_of = st.floats(1e6, 1e11)
 
 
-@given(st.integers(2, 5000), bytes_of, bytes_of, st.integers(1, 90))
-def test_the_way_that_takes_least_is_taken(tokens, whole, dense, layers):
+@given(st.integers(2, 5000), bytes_of, bytes_of, bytes_of, st.integers(1, 90))
+def test_the_way_that_takes_least_is_taken(tokens, whole, dense, passing, layers):
     """`missed` saturates, as more tokens touch fewer new experts."""
-    ways = Crossover(lambda n: whole * (1 - 0.98**n), whole, layers, dense, REFERENCE)
+    ways = Crossover(lambda n: whole * (1 - 0.98**n), whole, layers, dense, passing, REFERENCE)
     found = ways.seconds(tokens)
     assert found[ways.best(tokens)] == min(found.values())
     assert ways.best(1) == "few"
@@ -223,11 +204,18 @@ def test_the_way_that_takes_least_is_taken(tokens, whole, dense, layers):
 def test_short_prompts_touch_and_long_ones_take_all():
     found = sizes("qwen3-coder-next")
     whole = 0.9 * found.experts
-    ways = Crossover(lambda n: whole * (1 - 0.98**n), whole, 48, found.dense, REFERENCE)
+    ways = Crossover(lambda n: whole * (1 - 0.98**n), whole, 48, found.dense, 0, REFERENCE)
     order = ["few", "touched", "whole"]
     chosen = [order.index(ways.best(tokens)) for tokens in (1, 4, 8, 16, 64, 256, 1024, 10_000)]
     assert chosen == sorted(chosen)
     assert (chosen[0], chosen[-1]) == (0, 2)
+
+
+def test_the_gpu_reads_fewer_experts_while_dense_weights_are_copied_to_it():
+    alone, beside = (division(8, 10_000_000, REFERENCE, passing) for passing in (0, 35_000_000))
+    assert alone[8] > beside[8] > 0
+    assert all(less <= more for less, more in zip(beside, alone, strict=True))
+    assert division(8, 10_000_000, REFERENCE, 1e9) == [0] * 9
 
 
 def test_what_a_window_let_go_is_gone():
@@ -256,7 +244,7 @@ def test_resetting_clears_what_is_recurrent():
 
 
 def replanned(model, context=16_384):
-    wishes = Wishes((16 * GIB,), context, "fp8", 10_000, stream_dense=False)
+    wishes = Wishes((16 * GIB,), context, "fp8", 10_000)
     return lambda vram: plan(sizes(model), REFERENCE, None, dataclasses.replace(wishes, vram=(vram,)))
 
 
@@ -270,12 +258,12 @@ def test_a_plan_for_more_than_is_free_is_refused_with_what_fits():
 
 
 def test_what_fits_may_be_a_shorter_context_or_nothing():
-    planned = replanned("qwen3-235b-a22b")
+    planned, few = replanned("qwen3-235b-a22b"), 5 * GIB // 2
     with pytest.raises(PlacementError) as least:
-        planned(9 * GIB)
+        planned(few)
     most = least.value.would_fit["context"]
-    with pytest.raises(FitError, match=f"--vram {9 * GIB} --context {most} would fit"):
-        check_room(planned(16 * GIB), 9 * GIB, planned)
+    with pytest.raises(FitError, match=f"--vram {few} --context {most} would fit"):
+        check_room(planned(16 * GIB), few, planned)
     with pytest.raises(FitError, match="free memory of the GPU that others hold"):
         check_room(planned(16 * GIB), GIB, planned)
 
@@ -284,16 +272,3 @@ def test_a_plan_that_needs_less_than_its_budget_fits_in_less():
     planned = replanned("deepseek-v2-lite")
     roomy = planned(70 * GIB)
     check_room(roomy, 30 * GIB, planned)
-
-
-def test_dense_weights_that_may_not_be_streamed_must_fit():
-    """What the engine does not run yet is refused with the least budget that it runs with."""
-    streamed = plan(sizes("qwen3-235b-a22b"), REFERENCE, None, Wishes((8 * GIB,), 16_384, "fp8", 10_000))
-    assert streamed.mode == "streamed"
-    planned = replanned("qwen3-235b-a22b")
-    with pytest.raises(PlacementError, match="a context of 16384 tokens and all dense weights need") as refusal:
-        planned(8 * GIB)
-    least = refusal.value.would_fit["vram"]
-    assert planned(least).mode == "resident"
-    with pytest.raises(PlacementError):
-        planned(least - 1)

@@ -115,8 +115,8 @@ def test_every_byte_has_a_purpose_and_no_budget_is_exceeded(model, budgets, cont
         parts = dataclasses.asdict(device.workspace).values()
         assert min(device.dense, device.kv, device.experts, device.free, *parts) >= 0
         assert device.dense + device.kv + sum(parts) + device.experts + device.free == device.budget == budget
-        own = sum(layers[layer].dense for layer in device.layers) + sizes(model).norm + sizes(model).head * device.head
-        assert device.dense == own
+        away = sum(layer.passing for i, layer in enumerate(layers) if i not in device.layers)
+        assert device.dense == sizes(model).dense - away
         assert device.experts == sum(layers[layer].experts.bytes for layer, _ in device.residents)
         assert list(device.residents) == sorted(device.residents)
         assert seen.isdisjoint(device.residents)

@@ -35,7 +35,7 @@ def nothing_resident(model, bits=4, devices=1, prompt=PROMPT, chunk=PROMPT):
     found = sizes(model, bits)
     experts = candidates(found, None)
     placed = np.full(len(experts.bytes), HOST)
-    return Traffic(found, experts, placed, devices, found.dense, 0, 0, "fp8", prompt, chunk)
+    return Traffic(found, experts, placed, devices, found.dense, 0, "fp8", prompt, chunk)
 
 
 @pytest.mark.parametrize(("model", "bits"), CEILINGS)
@@ -107,10 +107,16 @@ def test_the_largest_plans_stream_dense_weights_in_8_gib(model):
     assert (made.mode == "streamed") == (model == "qwen3-235b-a22b")
     if made.mode == "streamed":
         layers, device = sizes(model).layers, made.devices[0]
-        away = sum(layer.dense for i, layer in enumerate(layers) if i not in device.layers)
-        assert device.workspace.dense_ring == 2 * max(layer.dense for layer in layers)
-        head = 0 if device.head else sizes(model).head
-        assert made.decode_parts["dense over pcie"] == pytest.approx((away + head) / 52e9)
+        away = sum(layer.passing for i, layer in enumerate(layers) if i not in device.layers)
+        assert device.workspace.dense_ring == 2 * max(layer.passing for layer in layers)
+        missed = 8 * sum(layer.experts.bytes for layer in layers)
+        assert 1 / made.decode_tok_s == pytest.approx((away + missed) / 104e9)
+        # Evenly spread: never two on the device side by side while two that pass through are.
+        apart = np.diff([layer for layer in range(len(layers)) if layer not in device.layers])
+        assert apart.max() - apart.min() <= 1
+        slow = msgspec.structs.replace(REFERENCE, pcie=1e9)
+        copied = plan(sizes(model), slow, skewed(model), made.wishes)
+        assert 1 / copied.decode_tok_s == pytest.approx(away / 1e9)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,22 +1,13 @@
 """The frame of every family: embed, run the blocks, normalize, project onto the vocabulary."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from torch import Tensor
 
 from krasis.models.blocks.norms import Norm
 from krasis.models.blocks.rope import Angles, Rope
-from krasis.models.family import Linear, Weights
+from krasis.models.family import Block, Linear, Weights
 from krasis.models.state import State
-
-
-class Block(Protocol):
-    """One layer."""
-
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        """float32 [tokens, H] -> the same, residuals added."""
-
 
 Mixer = Callable[[Tensor, Angles, State], Tensor]
 """What mixes tokens, attention say: (x [tokens, H], angles, state) -> [tokens, H]."""

@@ -1,6 +1,7 @@
 """The host's memory as a device reaches it, and copies from there."""
 
 import ctypes
+import weakref
 
 import torch
 from torch import Tensor
@@ -19,18 +20,21 @@ class Registered:
     """
 
     def __init__(self, memory: Tensor, device: torch.device, *, read_only: bool) -> None:
-        self.memory, self._device = memory, device
+        self.memory = memory
         found = ctypes.c_void_p()
         _register(device, memory, memory.nbytes, int(read_only), ctypes.addressof(found))
         assert found.value is not None
         self.address: int = found.value
+        # Memory that is given back while it is registered would have the device read what was there before.
+        self._unregister = weakref.finalize(self, _unregister, device, memory)
+        self._unregister.atexit = False
 
     def address_of(self, part: Tensor) -> int:
         """Of a view of the memory."""
         return self.address + part.data_ptr() - self.memory.data_ptr()
 
     def close(self) -> None:
-        _unregister(self._device, self.memory)
+        self._unregister()
 
 
 def copy(device: torch.device, to: int, source: int, size: int) -> None:

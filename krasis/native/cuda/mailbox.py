@@ -15,8 +15,8 @@ TIMEOUT = 10.0
 
 _STATE, _MISSED = 4, 3
 
-_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 4)
-_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
+_post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 5)
+_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG, POINTER, LONG)
 
 
 class _CSplit(ctypes.Structure):
@@ -62,35 +62,46 @@ class DeviceMailbox:
         self._there = self._state.device  # numbered, as those of tensors are
 
     def post(
-        self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor, split: Split | None = None
+        self,
+        layer: int,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        where: Tensor,
+        split: Split | None = None,
+        uses: Tensor | None = None,
     ) -> None:
         """Hand the CPU the pairs whose expert is cold, but for those of `split`: `where` int32 [experts] is negative
         for cold ones.
 
         x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer`
-        is the server's. Raises InputError for other tensors.
+        is the server's. All pairs, cold or not, are counted in `uses`, int32 [experts]. Raises InputError for other
+        tensors.
         """
         box, tokens = self._box, len(x)
         pairs = (tokens, box.chosen)
         if ids.shape != pairs or weights.shape != pairs or ids.dtype != torch.int32 or weights.dtype != torch.float32:
             found = f"ids {ids.dtype} {tuple(ids.shape)}, weights {weights.dtype} {tuple(weights.shape)}"
             raise InputError(found, expected=f"int32 and float32 {pairs}")
-        if where.dtype != torch.int32:
-            raise InputError(f"where is {where.dtype}", expected="int32")
+        counts = [where] if uses is None else [where, uses]
+        if any(found.dtype != torch.int32 for found in counts):
+            raise InputError(f"where is {where.dtype}, uses {counts[-1].dtype}", expected="int32")
         kind = self._type_of(x)
-        self._check(x, ids, weights, where)
+        self._check(x, ids, weights, *counts)
         how = None if split is None else split.address
-        _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where, how)
+        _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where, how, uses)
 
-    def wait_add(self, out: Tensor) -> None:
-        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted.
+    def wait_add(self, out: Tensor, ahead: Tensor | None = None) -> None:
+        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted. What the
+        device reads next, `ahead`, may be brought near meanwhile.
 
         Where the CPU fails or doesn't answer in time, `out` stays as it is, `check` says so, and nothing is posted or
         waited for any more.
         """
         kind = self._type_of(out)
         self._check(out)
-        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout)
+        near = (None, 0) if ahead is None else (ahead, ahead.nbytes)
+        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout, *near)
 
     @property
     def missed(self) -> int:

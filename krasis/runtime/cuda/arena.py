@@ -22,3 +22,9 @@ class Arena:
             expected = f"{self._memory.nbytes} bytes were planned"
             raise FitError(f"{self._purpose} takes {begin + size} bytes", where="VRAM", expected=expected)
         return self._memory[begin : begin + size]
+
+
+def ring(purpose: str, size: int, buffers: int, device: torch.device) -> list[Tensor]:
+    """So many buffers that share `size` bytes; none of no bytes."""
+    arena = Arena(purpose, size, device)
+    return [arena.take(size // buffers) for _ in range(buffers)] if size else []

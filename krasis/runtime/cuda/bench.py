@@ -87,21 +87,20 @@ def ceilings(engine: CudaEngine, runs: list[HybridRun]) -> Ceilings:
 
 
 def phases(engine: CudaEngine, runs: list[HybridRun]) -> dict[str, dict[str, dict[str, float]]]:
-    """Phase -> path -> bytes of experts of a median prompt or of a token, and how many a second while they moved.
+    """Phase -> path -> bytes of weights of a median prompt or of a token, and how many a second while they moved.
 
-    What the GPU reads of host memory itself moves while tokens are computed, so its rate is that of whole tokens.
+    What the GPU reads of host memory itself, and dense weights that pass through it, move while tokens are computed, so
+    their rate is that of whole tokens.
     """
     size, decoded = engine.expert_bytes, sum(found.run.decoded for found in runs)
     moved, decode_s = decode_traffic(runs), sum(found.run.decode_s for found in runs)
     on_cpu, missed, cpu_s = moved.on_cpu, moved.missed, moved.cpu_s
     middle = sorted(runs, key=lambda found: found.run.ttft_s)[len(runs) // 2]
     found: dict[str, dict[str, dict[str, float]]] = {"prefill": {}, "decode": {}}
-    if middle.prefill.copied:
-        copied = float(middle.prefill.copied)
+    if copied := float(middle.prefill.copied + middle.prefill.dense):
         found["prefill"]["PCIe"] = {"bytes": copied, "rate": copied / middle.run.ttft_s}
     if on_cpu:
         found["decode"]["CPU"] = {"bytes": on_cpu * size / decoded, "rate": on_cpu * size / cpu_s}
-    if missed > on_cpu:
-        read = (missed - on_cpu) * size
+    if read := (missed - on_cpu) * size + moved.dense:
         found["decode"]["PCIe"] = {"bytes": read / decoded, "rate": read / decode_s}
     return found

@@ -42,14 +42,21 @@ class Colleague:
         self._server = Server(self._cpu.pool, self._layers, self._box)
 
     def post(
-        self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, where: Tensor, split: Split | None = None
+        self,
+        layer: int,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        where: Tensor,
+        split: Split | None = None,
+        uses: Tensor | None = None,
     ) -> None:
         """See `DeviceMailbox.post`."""
-        self._device.post(self._number[layer], x, ids, weights, where, split)
+        self._device.post(self._number[layer], x, ids, weights, where, split, uses)
 
-    def wait_add(self, out: Tensor) -> None:
+    def wait_add(self, out: Tensor, ahead: Tensor | None) -> None:
         """See `DeviceMailbox.wait_add`."""
-        self._device.wait_add(out)
+        self._device.wait_add(out, ahead)
 
     def wake(self) -> None:
         """Posts will come soon."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,29 +17,31 @@ from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
 from krasis.runtime.cpu import CpuBackend
-from krasis.runtime.cuda.arena import Arena
+from krasis.runtime.cuda.arena import Arena, ring
 from krasis.runtime.cuda.backend import CudaBackend
 from krasis.runtime.cuda.colleague import Colleague
+from krasis.runtime.cuda.costs import step_costs
+from krasis.runtime.cuda.dense import DenseStream
 from krasis.runtime.cuda.division import Divide, division
 from krasis.runtime.cuda.experts import Hybrid
 from krasis.runtime.cuda.figures import Started, Traffic
+from krasis.runtime.cuda.follow import Follow, follows
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.residents import Residency, Residents, records_of
 from krasis.runtime.cuda.room import check_room, free_bytes
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Found, Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
-from krasis.runtime.drafts import WIDTHS, Planned
+from krasis.runtime.drafts import WIDTHS
 from krasis.runtime.engine import Coming, Engine
-from krasis.runtime.placement.memory import RING_BUFFERS
+from krasis.runtime.placement.memory import DENSE_BUFFERS, RING_BUFFERS
 from krasis.runtime.placement.outline import LAYOUT, outline
 from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
-from krasis.runtime.placement.residents import Candidates, candidates
-from krasis.runtime.placement.speed import touched
+from krasis.runtime.placement.residents import candidates
 from krasis.runtime.rates import Rates, known
 from krasis.runtime.state import Mix, SequenceState, undo_bytes
 from krasis.runtime.tracer import Tracer
@@ -52,9 +53,6 @@ STEPS = (*WIDTHS, 1)
 CORES_LEFT = 2
 """Cores that are left to the driver and to Python: with all of them at work the CPU's experts took a third longer."""
 
-ROUND_TRIP_S = 100e-6
-"""What the device idles where the host looks at tokens before it says what is next."""
-
 PROMPT = 10_000
 """Tokens that most prompts have at most; longer ones may be taken in several passes."""
 
@@ -64,8 +62,8 @@ class CudaEngine(Engine):
 
     `heat` says which experts are worth a place there, unless a `placement` is planned already; `threads` of the CPU
     compute what few tokens choose of the others, but for what `divide` leaves to the GPU, and are given up after
-    `timeout` seconds without an answer. `started` tells what starting took. Raises FitError where the budget is too
-    small, or more than what is free.
+    `timeout` seconds without an answer; `residency` says whether places change hands as the text goes on. `started`
+    tells what starting took. Raises FitError where the budget is too small, or more than what is free.
     """
 
     def __init__(
@@ -81,6 +79,7 @@ class CudaEngine(Engine):
         threads: int | None = None,
         rates: Rates | None = None,
         placement: Plan | None = None,
+        residency: Residency = "static",
         trace: bool = False,
         timeout: float = TIMEOUT,
         divide: Divide = division,
@@ -92,8 +91,8 @@ class CudaEngine(Engine):
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
         self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
-        # Layers of dense weights are not streamed yet.
-        wishes = Wishes((vram,), context, self.kv, PROMPT, stream_dense=False)
+        self._follow: Follow | None = None
+        wishes = Wishes((vram,), context, self.kv, PROMPT)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
         self.placement = placement or self._planned(wishes)
         self.plan = planning.plan(self.spec, pack.manifest, context, self.kv, (LAYOUT,), load)
@@ -104,40 +103,51 @@ class CudaEngine(Engine):
         self._store = HostStore(pack, device)
         self.notes += self._store.notes
         self.started.done("register")
-        self._place(pack, threads, timeout, divide)
-        found = candidates(self._outline, heat)
-        self._crossover, self.costs = self._ways(found), Planned({n: self._pass_seconds(found, n) for n in STEPS})
+        moving, notes = follows(residency, self.placement.resident_experts, self.experts_of, self._store)
+        self.notes += notes
+        self._place(pack, threads, timeout, divide, moving=moving)
+        found, dense = candidates(self._outline, heat), self.placement.devices[0].dense
+        away, layers = self.residents.addresses == 0, len(self.residents.partial)
+        self._crossover = Crossover.of(found, away, layers, dense, self._dense.bytes, self.rates)
+        kernels_s = self.placement.decode_parts["kernels"]
+        self.costs = step_costs(found, away, self._crossover, kernels_s, undo_bytes(self.layers))
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
         self._steps = {} if trace or not self._store.registered else self._captured()
+        if self.residents.moving:
+            self._follow = Follow(pack, self._store, self.residents, found.probability, Lanes(device))
         self._before = self.traffic()
         self.started.done("capture")
 
-    def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide) -> None:
+    def _place(self, pack: Pack, threads: int | None, timeout: float, divide: Divide, *, moving: bool) -> None:
         """Fill the device as the plan says."""
         planned, device = self.placement.devices[0], self.device
-        arena = Arena("dense weights", planned.dense, device)
-        dense = place_dense(pack, planned.layers, head=planned.head, arena=arena)
+        workspace, lanes = planned.workspace, Lanes(device)
+        away = [layer for layer in range(self.spec.num_layers) if layer not in planned.layers]
+        buffers = ring("ring of dense weights", workspace.dense_ring, DENSE_BUFFERS, device)
+        self._dense = DenseStream(pack, self._store, away, buffers, lanes)
+        self.notes += self._dense.notes
+        dense = place_dense(pack, self._dense.places, Arena("dense weights", planned.dense, device))
         hot = Arena("resident experts", planned.experts, device)
-        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device)
-        ring = Arena("ring of streamed experts", planned.workspace.expert_ring, device)
-        share = planned.workspace.expert_ring // RING_BUFFERS
-        buffers = [ring.take(share) for _ in range(RING_BUFFERS)] if share else []
-        self.stream = Stream(pack, self._store, self.residents, buffers, Lanes(device))
+        self.residents = Residents(pack, self.experts_of, planned.residents, hot, device, moving=moving)
+        buffers = ring("ring of streamed experts", workspace.expert_ring, RING_BUFFERS, device)
+        self.stream = Stream(pack, self._store, self.residents, buffers, lanes)
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack, divide))
+        splits = self._splits(pack, divide)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits, dense.near)
         self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
+        self.model.blocks = self._dense.through(self.model.blocks)
         if self._colleague is not None:
             self._colleague.open()
 
     def _colleague_for(self, timeout: float) -> Colleague | None:
         """The CPU, where some experts are not resident."""
-        if not any(self.residents.cold.values()):
+        if not self.residents.partial:
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
 
@@ -146,9 +156,10 @@ class CudaEngine(Engine):
         splits: dict[int, Split] = {}
         if not self._store.registered:
             return splits
-        for layer in (layer for layer, cold in self.residents.cold.items() if cold):
+        for layer in self.residents.partial:
             records, size = records_of(pack, layer)
-            read = torch.tensor(divide(self.chosen, size, self.rates), dtype=torch.int32, device=self.device)
+            divided = divide(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
+            read = torch.tensor(divided, dtype=torch.int32, device=self.device)
             splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
         return splits
 
@@ -157,38 +168,26 @@ class CudaEngine(Engine):
         """Experts of a token."""
         return int(msgspec.structs.asdict(self.spec)["experts_per_token"])
 
-    def _ways(self, found: Candidates) -> Crossover:
-        away = [cold for layer in self.residents.where.values() for cold in layer.tolist()]
-        bytes_away = found.bytes * (np.array(away, np.int64) < 0)
-
-        def missed(tokens: int) -> float:
-            return float((touched(found, tokens) * bytes_away).sum())
-
-        layers = sum(bool(cold) for cold in self.residents.cold.values())
-        return Crossover(missed, float(bytes_away.sum()), layers, self.placement.devices[0].dense, self.rates)
-
-    def _pass_seconds(self, found: Candidates, tokens: int) -> float:
-        """Expected of a step: bytes and hand-offs as plans have them; of several tokens also to wait for and undo."""
-        rates, read = self.rates, touched(found, tokens) * found.bytes
-        away = np.array([cold for layer in self.residents.where.values() for cold in layer.tolist()]) < 0
-        fixed = self.placement.decode_parts["kernels"] + self.placement.decode_parts["hand-off"]
-        there = self.placement.devices[0].dense + float(read[~away].sum())
-        missed = float(read[away].sum()) / (rates.together if tokens == 1 else rates.host_read)
-        undo = 0.0 if tokens == 1 else ROUND_TRIP_S + 3 * undo_bytes(self.layers) / rates.device_read
-        return fixed + there / rates.device_read + missed + undo
-
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
         routed = self._decoded * len(self.experts_of) * self.chosen
-        found = Traffic(self.stream.copied, routed)
+        found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
             counts = self._colleague.counts
-            found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
+            missed = self._colleague.missed
+            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_static=missed)
+        if self._follow is not None:
+            found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before
 
     @property
     def hit_rate(self) -> float | None:
         return self.traffic().hit_rate
+
+    @property
+    def copied(self) -> int:
+        found = self.traffic()
+        return found.copied + found.dense
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""
@@ -273,6 +272,7 @@ class CudaEngine(Engine):
 
     def _captured(self) -> dict[int, Step]:
         """Tokens -> the graph of so many."""
+        self._dense.begin()
         self.stream.begin("few")
         steps: dict[int, Step] = {}
         with torch.inference_mode():
@@ -280,7 +280,7 @@ class CudaEngine(Engine):
             for tokens in (tokens for tokens in STEPS if 2 * tokens <= self.plan.context):
                 self._state.reset()
                 pool = next(iter(steps.values())).pool if steps else None
-                steps[tokens] = Step(self._few, tokens, self.device, pool)
+                steps[tokens] = Step(self._step, tokens, self.device, pool)
         self._state.reset()
         self._check()
         return steps
@@ -292,8 +292,23 @@ class CudaEngine(Engine):
         self._state.commit()
         return Found(hidden, self.model.logits(hidden), mixes)
 
+    def _step(self, ids: Tensor) -> Found:
+        found = self._few(ids)
+        self._dense.settle()
+        return found
+
     def _forward(self, ids: Tensor, way: Way) -> Found:
         """With logits where these are made anyway."""
+        if self._follow is None:
+            return self._meet(ids, way)
+        if way != "few":
+            self._follow.settle()
+        found = self._meet(ids, way)
+        self._follow.ran(len(ids), prompt=way != "few")
+        return found
+
+    def _meet(self, ids: Tensor, way: Way) -> Found:
+        self._dense.begin()
         self.stream.begin(way)
         if way != "few":
             return Found(self.model.forward(ids, self._state))
@@ -302,6 +317,7 @@ class CudaEngine(Engine):
             self._colleague.wake()
         if len(ids) not in self._steps:
             return self._few(ids)
+        self._dense.settle()
         found = self._steps[len(ids)](ids)
         if self.device.type == "cuda":
             self._state.moved(len(ids))

@@ -1,5 +1,7 @@
 """A layer's routed experts on the device and beside it: resident, streamed, or on the CPU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from krasis.runtime.placement.outline import LAYOUT
 
 class Hybrid:
     """Makes the experts of each layer. Those of a few tokens that are not resident are the `colleague`'s, but for what
-    the split of a layer, for one token, leaves to the device.
+    the split of a layer, for one token, leaves to the device. What is `near` a layer is fetched before it begins.
     """
 
     def __init__(
@@ -30,15 +32,16 @@ class Hybrid:
         scratch: Scratch,
         colleague: Colleague | None,
         splits: dict[int, Split],
+        near: Callable[[int], Tensor],
     ) -> None:
         self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
-        self._colleague, self._splits = colleague, splits
+        self._colleague, self._splits, self._near = colleague, splits, near
 
     def layer(self, layer: int, activation: Activation, beside: Linear | None) -> Experts:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
         segment = self._pack.segment(segment_of(layer), LAYOUT)
         form = expert_form(segment.tensors, activation)
-        if self._colleague is not None and self._residents.cold[layer]:
+        if self._colleague is not None and layer in self._residents.partial:
             self._colleague.assign(layer, segment.name, self._pack, activation)
 
         def experts(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -52,23 +55,26 @@ class Hybrid:
     ) -> Tensor:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        colleague = self._colleague if self._residents.cold[layer] else None
+        colleague = self._colleague if layer in self._residents.partial else None
         records, split = self._residents.table[layer], self._splits.get(layer) if len(x) == 1 else None
         if colleague is not None:
-            colleague.post(layer, x, ids, weights, self._residents.where[layer], split)
+            where, uses = self._residents.where[layer], self._residents.decoded.get(layer)
+            colleague.post(layer, x, ids, weights, where, split, uses)
             if split is not None:
                 records, ids = split.records, split.pairs
         experts_few(form, records, x, ids, weights, h, out, self._scratch)
         if beside is not None:
             out += beside(x)
         if colleague is not None:
-            colleague.wait_add(out)
+            colleague.wait_add(out, self._near(layer + 1))
         return out
 
     def _many(
         self, layer: int, form: ExpertForm, x: Tensor, ids: Tensor, weights: Tensor, beside: Linear | None
     ) -> Tensor:
         routes = sort(ids, len(self._residents.table[layer]))
+        if (uses := self._residents.prefilled.get(layer)) is not None:
+            uses += routes.offsets.diff()
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         y = torch.empty(ids.numel(), form.hidden, dtype=torch.bfloat16, device=x.device)
         for experts, table in self._stream.parts(layer, ids):

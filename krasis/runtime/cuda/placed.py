@@ -6,11 +6,14 @@ from torch import Tensor
 
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
-from krasis.runtime.placement.outline import LAYOUT, dense_segments
+from krasis.runtime.placement.outline import LAYOUT
 from krasis.runtime.weights import PLAIN
 from krasis.runtime.work import HEAD
 
 BASE = "base"
+
+NEAR = 24 << 20
+"""Bytes that a second-level cache keeps until they are read, with what else passes: half of an H100's."""
 
 
 class PlacedPack:
@@ -21,6 +24,11 @@ class PlacedPack:
         self.path, self.layouts_of, self.segment = pack.path, pack.layouts_of, pack.segment
         self._pack, self._records, self._norm = pack, records, norm
 
+    def near(self, layer: int) -> Tensor:
+        """What dense weights of a layer, or of the head after the last one, are worth fetching before it begins."""
+        records = self._records.get(f"layers.{layer}.dense", self._records[HEAD])
+        return records[:NEAR]
+
     def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], Tensor]:
         """See `Pack.arrays`."""
         if name in self._records:
@@ -29,16 +37,20 @@ class PlacedPack:
         return found | {("norm", "values"): self._norm} if name == BASE else found
 
 
-def place_dense(pack: Pack, layers: tuple[int, ...], *, head: bool, arena: Arena) -> PlacedPack:
-    """Copy the dense weights of `layers`, the last norm, and the head where `head` says so."""
+def place_dense(pack: Pack, passing: Mapping[str, Tensor], arena: Arena) -> PlacedPack:
+    """Copy dense weights to the device, but for segments that pass through it, whose places are given."""
     stored = pack.arrays(BASE, PLAIN)["norm", "values"]
     norm = arena.take(stored.nbytes).view(stored.dtype)
     norm.copy_(stored)
-    records = {}
-    dense = (name for layer in layers for name in dense_segments(layer) if name in pack.layouts_of)
-    for name in [*dense, *([HEAD] if head else [])]:
-        layout = LAYOUT if LAYOUT in pack.layouts_of[name] else PLAIN
-        found = pack.records(name, layout)
-        records[name] = arena.take(found.nbytes)
-        records[name].copy_(found, non_blocking=True)
+    records = dict(passing)
+    for name in pack.layouts_of:
+        if name not in passing and name != BASE and not name.endswith(".experts"):
+            found = stored_records(pack, name)
+            records[name] = arena.take(found.nbytes)
+            records[name].copy_(found, non_blocking=True)
     return PlacedPack(pack, records, norm)
+
+
+def stored_records(pack: Pack, name: str) -> Tensor:
+    """All records of a segment in the host's memory, uint8, as the device reads them."""
+    return pack.records(name, LAYOUT if LAYOUT in pack.layouts_of[name] else PLAIN)

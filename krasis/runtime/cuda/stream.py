@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from krasis.native.cuda.host import copy
@@ -55,14 +57,15 @@ class Stream:
 
     def _plan_whole(self) -> None:
         """Parts of all cold experts of all layers; buffers take turns over layers, so places never change."""
+        self._planned = self._resident.moves
         self._whole: dict[int, list[Part]] = {}
-        self._addresses: dict[int, list[int]] = {}
+        self._addresses: dict[int, NDArray[np.int64]] = {}
         self._tables: dict[int, Tensor] = {}
-        turn = 0
+        turn, self._cold = 0, self._resident.cold
         for layer in self._layers:
-            addresses = self._resident.table[layer].tolist()
+            addresses = self._resident.addresses_of(layer).copy()
             parts = []
-            for experts in self._shares(layer, self._resident.cold[layer]):
+            for experts in self._shares(layer, self._cold[layer]):
                 self._assign(layer, experts, turn, addresses)
                 parts.append(self._part(layer, experts))
                 turn += 1
@@ -75,6 +78,8 @@ class Stream:
     def begin(self, way: Way) -> None:
         """Before the first layer of a pass. Where whole layers are to come, the ring is filled."""
         self.way, self._next, self._turn = way, 0, 0
+        if way != "few" and self._planned != self._resident.moves:
+            self._plan_whole()
         if way == "whole":
             for _ in self._ring:
                 self._copy_next()
@@ -96,7 +101,7 @@ class Stream:
         chosen = set(torch.unique(ids).tolist())
         addresses = self._addresses[layer].copy()
         queue: list[Part] = []
-        for experts in self._shares(layer, [expert for expert in self._resident.cold[layer] if expert in chosen]):
+        for experts in self._shares(layer, [expert for expert in self._cold[layer] if expert in chosen]):
             self._assign(layer, experts, self._next + len(queue), addresses)
             queue.append(self._part(layer, experts))
         table = self._table(addresses)
@@ -143,24 +148,19 @@ class Stream:
         most = max(1, min(len(buffer) for buffer in self._ring) // self._sizes[layer]) if self._ring else 1
         return (experts[i : i + most] for i in range(0, len(experts), most))
 
-    def _assign(self, layer: int, experts: Sequence[int], turn: int, addresses: list[int]) -> None:
+    def _assign(self, layer: int, experts: Sequence[int], turn: int, addresses: NDArray[np.int64]) -> None:
         base = self._ring[turn % len(self._ring)].data_ptr()
-        for place, expert in enumerate(experts):
-            addresses[expert] = base + place * self._sizes[layer]
+        addresses[list(experts)] = base + self._sizes[layer] * np.arange(len(experts))
 
     def _part(self, layer: int, experts: Sequence[int]) -> Part:
-        size = self._sizes[layer]
-        runs: list[Run] = []
-        for place, expert in enumerate(experts):
-            begin, at = expert * size, place * size
-            if runs and runs[-1][0] + runs[-1][2] == begin:
-                runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + size)
-            else:
-                runs.append((begin, at, size))
-        return Part(self._list(experts), tuple(runs))
+        size, numbers = self._sizes[layer], np.array(experts)
+        starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        lengths = np.diff(starts, append=len(numbers))
+        runs = (size * np.stack([numbers[starts], starts, lengths], axis=1)).tolist()
+        return Part(self._list(experts), tuple((begin, at, length) for begin, at, length in runs))
 
-    def _table(self, addresses: list[int]) -> Tensor:
-        return torch.tensor(addresses, dtype=torch.int64, device=self._device)
+    def _table(self, addresses: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(addresses).to(self._device)
 
     def _list(self, experts: Sequence[int]) -> Tensor:
         return torch.tensor(list(experts), dtype=torch.int32, device=self._device)

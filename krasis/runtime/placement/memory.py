@@ -25,7 +25,8 @@ RING_BUFFERS, PART_BYTES = 3, 128 * MIB
 """Buffers that streamed experts pass through, and the most that one holds: whole experts of a layer, at least one."""
 
 DENSE_BUFFERS = 2
-"""Buffers, each of the largest layer, that streamed dense weights pass through."""
+"""Buffers, each of what passes of the largest layer, that streamed dense weights pass through: one is copied to while
+kernels read the other."""
 
 LEAST_CHUNK = 256
 """Tokens of a prompt that are taken together where memory is short."""
@@ -83,7 +84,7 @@ class Memory:
         layers = self.outline.layers
         fixed = Workspace(
             expert_ring=expert_ring(self.outline) if stream_experts else 0,
-            dense_ring=DENSE_BUFFERS * max(layer.dense for layer in layers) if stream_dense else 0,
+            dense_ring=DENSE_BUFFERS * max(layer.passing for layer in layers) if stream_dense else 0,
             prefill=0,
             decode=activations(self.outline, 1, self.context),
             graph=GRAPH_BYTES + GRAPH_LAYER_BYTES * len(layers) + kept_by_steps(self.outline),
@@ -93,7 +94,7 @@ class Memory:
         least, most = self._growing(min(LEAST_CHUNK, self.prompt)), self._growing(self.prompt)
         share = self._growing(1) + budget // CHUNK_SHARE
         if stream_dense:
-            share = min(share, budget - fixed.bytes - self.outline.norm)
+            share = min(share, budget - fixed.bytes - self.outline.kept)
         grown = max(least, min(most, share))
         chunk = self._chunk(grown)
         kv = self._state(chunk)

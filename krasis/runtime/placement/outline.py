@@ -33,14 +33,20 @@ class Experts:
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of its dense weights (attention, shared expert, dense MLP, norms, router), multiply-adds and values that
-    they take for a token, and its experts if it has any.
+    """Bytes of its dense weights (attention, shared expert, dense MLP, norms, router), of which devices always have the
+    `kept` ones (norms, router); multiply-adds and values that they take for a token; and its experts if it has any.
     """
 
     dense: int
+    kept: int
     products: int
     values: int
     experts: Experts | None
+
+    @property
+    def passing(self) -> int:
+        """Bytes of the dense weights that may pass through a device."""
+        return self.dense - self.kept
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class Outline:
     def dense(self) -> int:
         """Bytes of all weights but experts and embedding."""
         return self.norm + self.head + sum(layer.dense for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the dense weights that lie on every device: last norm, head, and what layers keep."""
+        return self.norm + self.head + sum(layer.kept for layer in self.layers)
 
     @property
     def experts(self) -> int:
@@ -94,18 +105,22 @@ def outline(manifest: Manifest, where: object = "") -> Outline:
     )
 
 
-def dense_segments(layer: int) -> tuple[str, str, str]:
-    """Of a layer, all that its weights but for experts may lie in; not every family has each."""
-    name = f"layers.{layer}"
-    return name, f"{name}.dense", f"{name}.heads"
+def passing_segments(layer: int) -> tuple[str, str]:
+    """All that dense weights of a layer which may pass through a device may lie in; not every family has both.
+
+    Norms and router may not: a family reads them once, when it is built.
+    """
+    return f"layers.{layer}.dense", f"layers.{layer}.heads"
 
 
 def _layer(layer: int, segments: dict[str, Segment]) -> Layer:
     name = f"layers.{layer}"
     routed = segments.get(f"{name}.experts")
-    dense = [segments[key] for key in dense_segments(layer) if key in segments]
+    kept = segments[name]
+    dense = [kept, *(segments[key] for key in passing_segments(layer) if key in segments)]
     return Layer(
         dense=sum(segment.bytes for segment in dense),
+        kept=kept.bytes,
         products=sum(segment.count * _products(segment) for segment in dense),
         values=sum(segment.count * _values(segment) for segment in dense),
         experts=None if routed is None else _experts(routed),

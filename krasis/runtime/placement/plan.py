@@ -31,16 +31,15 @@ class PlacementError(FitError):
 
 
 Mode = Literal["resident", "streamed"]
-"""Whether all dense weights lie on each device, or some pass through it layer by layer. Experts lie there only if all
-dense weights do: every token needs those."""
+"""Whether all dense weights lie on each device, or those of some layers pass through it, one after the other, for every
+token and every chunk of a prompt. Experts lie there only if all dense weights do: every token needs those."""
 
 
 @dataclass(frozen=True)
 class Wishes:
     """`vram` are the budgets of devices, one or more. `ram` is checked only where given.
 
-    Prompts have `prompt` tokens as a rule, or the context's if that is less. `stream_dense`: dense weights may pass
-    through a device that has no room for all of them.
+    Prompts have `prompt` tokens as a rule, or the context's if that is less.
     """
 
     vram: tuple[int, ...]
@@ -48,14 +47,14 @@ class Wishes:
     kv: KvDtype
     prompt: int
     ram: int | None = None
-    stream_dense: bool = True
 
 
 @dataclass(frozen=True)
 class DevicePlan:
     """Bytes by purpose, which sum to the budget, and the (layer, expert) that lie here, in that order.
 
-    `layers` are those whose dense weights lie here; with them lie the last norm, and the head where `head` says so.
+    `layers` are those whose dense weights all lie here. Of the others norms and routers do, and so do the last norm and
+    the head: that is as large as several layers, so what it passed through would take more than it does.
     """
 
     budget: int
@@ -65,7 +64,6 @@ class DevicePlan:
     experts: int
     residents: tuple[tuple[int, int], ...]
     layers: tuple[int, ...]
-    head: bool
 
     @property
     def free(self) -> int:
@@ -166,9 +164,7 @@ def _placement(memory: Memory, experts: Candidates, wishes: Wishes) -> _Placemen
             if stream_experts or HOST not in placed:
                 return _Placement("resident", held, placed)
     held = _held(memory, budgets, stream_experts=True, stream_dense=True)
-    if wishes.stream_dense and all(
-        own.bytes + memory.outline.norm <= budget for budget, own in zip(budgets, held, strict=True)
-    ):
+    if all(own.bytes + memory.outline.kept <= budget for budget, own in zip(budgets, held, strict=True)):
         return _Placement("streamed", held, assign(experts, [-1]))
     return None
 
@@ -184,18 +180,16 @@ def _refuse(memory: Memory, wishes: Wishes) -> NoReturn:
     def fits(budget: int, context: int) -> bool:
         """Whatever the experts: only their ring must fit."""
         shorter = replace(memory, context=context, prompt=min(memory.prompt, context))
-        resident, streamed = (
+        return any(
             shorter.held(budget, stream_experts=True, stream_dense=dense).bytes + weights <= budget
-            for dense, weights in ((False, memory.outline.dense), (True, memory.outline.norm))
+            for dense, weights in ((False, memory.outline.dense), (True, memory.outline.kept))
         )
-        return resident or (streamed and wishes.stream_dense)
 
     least = bisect_left(range(MOST_BUDGET), True, key=lambda budget: fits(budget, wishes.context))
     most = bisect_left(range(1, wishes.context), True, key=lambda context: not fits(smallest, context))
     would_fit = {"vram": least} | ({"context": most} if most else {})
     hint = f"--vram {','.join([str(least)] * len(wishes.vram))} would fit" + f", or --context {most}" * bool(most)
-    needs = "needs" if wishes.stream_dense else "and all dense weights need"
-    what = f"a context of {wishes.context} tokens {needs} {gib(least)} on each GPU"
+    what = f"a context of {wishes.context} tokens needs {gib(least)} on each GPU"
     raise PlacementError(what, "--vram", f"{gib(smallest)} are given", would_fit, hint)
 
 
@@ -206,12 +200,12 @@ def _plan(
     devices = tuple(_device(found, experts, placement, number, budget) for number, budget in enumerate(wishes.vram))
     chunk = min(held.chunk for held in placement.held)
     everywhere = set.intersection(*(set(device.layers) for device in devices))
-    streamed = sum(layer.dense for i, layer in enumerate(found.layers) if i not in everywhere)
-    head_away = 0 if all(device.head for device in devices) else found.head
-    dense = max(device.dense for device in devices)
-    traffic = Traffic(found, experts, placed, len(devices), dense, streamed, head_away, wishes.kv, wishes.prompt, chunk)
+    away = sum(layer.passing for i, layer in enumerate(found.layers) if i not in everywhere)
+    most, least = (pick(device.dense for device in devices) for pick in (max, min))
+    streamed = found.dense - least
+    traffic = Traffic(found, experts, placed, len(devices), most, streamed, wishes.kv, wishes.prompt, chunk)
     cold = set(experts.layer[placed == HOST].tolist())
-    registered = streamed + head_away + int(experts.bytes[np.isin(experts.layer, list(cold))].sum())
+    registered = away + int(experts.bytes[np.isin(experts.layer, list(cold))].sum())
     filled = sum(device.dense + device.experts for device in devices)
     lanes = min(len(devices) * rates.pcie, max(rates.together, rates.pcie))
     return Plan(
@@ -232,20 +226,22 @@ def _plan(
 
 def _device(found: Outline, experts: Candidates, placement: _Placement, number: int, budget: int) -> DevicePlan:
     held, mine = placement.held[number], placement.placed == number
-    layers, head, room = [], False, budget - held.bytes - found.norm
-    for i, layer in enumerate(found.layers):
-        if layer.dense <= room:
-            layers.append(i)
-            room -= layer.dense
-    if found.head <= room:
-        head, room = True, room - found.head
+    layers = _spread(found, budget - held.bytes - found.kept)
     return DevicePlan(
         budget=budget,
-        dense=budget - held.bytes - room,
+        dense=found.kept + sum(found.layers[layer].passing for layer in layers),
         kv=held.kv,
         workspace=held.workspace,
         experts=int(experts.bytes[mine].sum()),
         residents=tuple(zip(experts.layer[mine].tolist(), experts.expert[mine].tolist(), strict=True)),
-        layers=tuple(layers),
-        head=head,
+        layers=layers,
     )
+
+
+def _spread(found: Outline, room: int) -> tuple[int, ...]:
+    """The layers whose dense weights lie in `room` bytes: as many as do at even distances, so that what passes through
+    is copied all the while, and not only for some of the time.
+    """
+    count = len(found.layers)
+    spread = (tuple(i * count // n for i in range(n)) for n in range(count, -1, -1))
+    return next(layers for layers in spread if sum(found.layers[layer].passing for layer in layers) <= room)

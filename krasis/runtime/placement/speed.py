@@ -1,7 +1,8 @@
 """How long a plan takes, from the bytes and multiply-adds it moves and the rates of the machine.
 
 A prompt is taken in passes, layer by layer: copies overlap kernels, so the slowest of its parts is its time. The parts
-of a decoded token wait for each other, so its time is their sum.
+of a decoded token wait for each other, so its time is their sum; copies of dense weights alone go on beside the others,
+and add what they take longer.
 """
 
 from dataclasses import dataclass
@@ -26,9 +27,8 @@ NODES = 10
 
 @dataclass(frozen=True)
 class Traffic:
-    """What lies where: `dense` bytes on each of `devices`, and of the dense weights that do not, `streamed` bytes of
-    layers and `head_away` of the head. Experts lie where `placed` says. Prompts of `prompt` tokens are taken `chunk` at
-    a time.
+    """What lies where: `dense` bytes on each of `devices`, through which the `streamed` ones pass. Experts lie where
+    `placed` says. Prompts of `prompt` tokens are taken `chunk` at a time.
     """
 
     outline: Outline
@@ -37,7 +37,6 @@ class Traffic:
     devices: int
     dense: int
     streamed: int
-    head_away: int
     kv: KvDtype
     prompt: int
     chunk: int
@@ -72,7 +71,8 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
 
     - `missed experts`: expected bytes on no device over what the CPU and PCIe reach together.
     - `device memory`: dense weights, state and the experts expected there, on the device that has most of them.
-    - `dense over pcie`: dense weights on no device. `hand-off`: layers that may miss. `exchange`: between devices.
+    - `dense over pcie`: what those that pass through take longer than all else, at the rate of PCIe, or with the missed
+      experts at what the CPU and PCIe reach together. `hand-off`: layers that may miss. `exchange`: between devices.
     - `kernels`: what begins and ends them.
     """
     outline = traffic.outline
@@ -80,15 +80,16 @@ def decode_seconds(traffic: Traffic, rates: Rates) -> dict[str, float]:
     missing = traffic.placed == HOST
     hits = max((float(read[traffic.placed == device].sum()) for device in range(traffic.devices)), default=0.0)
     state = state_bytes(outline.states, traffic.prompt + 1, 1, traffic.kv)
-    routed = sum(layer.experts is not None for layer in outline.layers)
-    return {
-        "missed experts": float(read[missing].sum()) / rates.together,
-        "device memory": (traffic.dense + state + hits) / rates.device_read,
-        "dense over pcie": (traffic.streamed + traffic.head_away) / rates.pcie,
+    routed, missed = sum(layer.experts is not None for layer in outline.layers), float(read[missing].sum())
+    parts = {
+        "missed experts": missed / rates.together,
+        "device memory": (traffic.dense + traffic.streamed + state + hits) / rates.device_read,
         "hand-off": len(np.unique(traffic.experts.layer[missing])) * rates.hand_off_s,
         "exchange": (routed * rates.exchange_s) if traffic.devices > 1 else 0.0,
         "kernels": len(outline.layers) * NODES * rates.node_s,
     }
+    copies = max(traffic.streamed / rates.pcie, (traffic.streamed + missed) / rates.together)
+    return parts | {"dense over pcie": max(0.0, copies - sum(parts.values())) if traffic.streamed else 0.0}
 
 
 def prefill_products(outline: Outline, tokens: int, devices: int = 1) -> float:
