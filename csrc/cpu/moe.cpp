@@ -92,20 +92,20 @@ void Moe::work(int thread) {
     quantize(thread);
     for (const Batch &batch : batches_) {
         Warmer first = this->warmer(batch, false, thread);
-        pool_.meet(first);
+        pool_.meet(thread, first);
         if (call_.m > 1) {
             gather(batch, thread);
-            pool_.meet(first);
+            pool_.meet(thread, first);
         }
         multiply(batch, false, thread);
         Warmer warmer = this->warmer(batch, true, thread);
-        pool_.meet(warmer);
+        pool_.meet(thread, warmer);
         if (thread == 0)
             taken_[false] = 0;
         activate(batch, thread);
-        pool_.meet(warmer);
+        pool_.meet(thread, warmer);
         multiply(batch, true, thread);
-        pool_.meet();
+        pool_.meet(thread);
         if (thread == 0)
             taken_[true] = 0;
         add(batch, thread);
