@@ -126,7 +126,9 @@ class CudaEngine(Engine):
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack, divide))
-        self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
+        self.backend = CudaBackend(
+            place, scratch, hybrid.layer, reaches_host=self._store.registered, passes=self._dense.passes
+        )
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
         self.model.blocks = self._dense.through(self.model.blocks)
