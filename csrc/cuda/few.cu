@@ -31,7 +31,7 @@ __device__ void store(const Outputs &to, int64_t row, int column, float value) {
 struct Linear {
     Rows rows;
     Dense matrices[KRASIS_CUDA_MOST_PRODUCTS];
-    int count;
+    int count, fixed;
     Outputs out;
     float *partials;
     int32_t *counters;
@@ -41,6 +41,9 @@ struct Linear {
 __device__ int split_start(int batches, int split, int splits) { return (int)((int64_t)batches * split / splits); }
 
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void linear(const Linear p) {
+    let_next_begin();
+    if (!p.fixed)
+        wait_for_previous();
     int which = 0;
     while (which + 1 < p.count && (int)blockIdx.x >= p.matrices[which + 1].first_tile)
         which++;
@@ -85,6 +88,7 @@ struct Routed {
 
 /* Block: 64 columns of h, a pair, a part of k. The first half of the warps has the gate. */
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void up(const Routed p) {
+    follow_previous();
     const krasis_cuda_experts &e = p.experts;
     const int pair = blockIdx.y, tiles = e.size / kTileColumns, warp = threadIdx.x / kWarp, half = blockDim.x / kWarp / 2;
     const int64_t record = p.record(pair);
@@ -111,6 +115,7 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
 
 /* Block: 64 columns, a slot, a token. Slots split the sum. */
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void down(const Routed p) {
+    follow_previous();
     const krasis_cuda_experts &e = p.experts;
     const int slot = blockIdx.y, token = blockIdx.z, pair = token * p.slots + slot, tile = blockIdx.x;
     const int warp = threadIdx.x / kWarp;
@@ -190,8 +195,8 @@ template <class F> int for_codec(int codec, const F &call) {
 } // namespace
 
 extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
-                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
-                                      int32_t *counters, int blocks, void *stream) {
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int fixed,
+                                      float *partials, int32_t *counters, int blocks, void *stream) {
     if (const int status = check_linear(products, count, x, m, ldx, k_in, y, y_type, ldy))
         return status;
     if (!partials || !counters)
@@ -200,7 +205,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
         return KRASIS_ERROR_SHAPE;
     for (const int codec : {KRASIS_INT4, KRASIS_INT8, KRASIS_MXFP4}) {
         Linear p = {};
-        p.rows = {(const bf16 *)x, ldx, m, k_in}, p.partials = partials, p.counters = counters;
+        p.rows = {(const bf16 *)x, ldx, m, k_in}, p.fixed = fixed, p.partials = partials, p.counters = counters;
         p.out = {y, ldy, y_type == KRASIS_FLOAT32, 0};
         int column = 0, tile = 0;
         for (int i = 0; i < count; i++) {

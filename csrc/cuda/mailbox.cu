@@ -67,6 +67,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     post(Slots slots, krasis_mailbox_state *state, int layer, int tokens, const T *x, int quads, const int32_t *ids,
          const float *weights, const int32_t *where, int pairs, krasis_cuda_split split, int32_t *uses) {
+    follow_previous();
     const int thread = threadIdx.x;
     // Under way while the experts are looked up.
     float4 values = thread < quads ? load_quad(x, thread) : make_float4(0, 0, 0, 0);
@@ -117,6 +118,7 @@ __device__ uint32_t wait_for(const krasis_reply *reply, uint32_t number, uint64_
 template <class T>
 __global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state,
                                                      T *out, int quads, uint64_t timeout, const char *ahead, int64_t bytes) {
+    follow_previous();
     if (!state->waits)
         return;
     const int adders = bytes ? gridDim.x - kFetchers : gridDim.x, fetcher = blockIdx.x - adders;

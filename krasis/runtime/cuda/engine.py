@@ -138,7 +138,9 @@ class CudaEngine(Engine):
         self._colleague = self._colleague_for(timeout)
         splits = self._splits(pack, divide)
         hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits, dense.near)
-        self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
+        self.backend = CudaBackend(
+            place, scratch, hybrid.layer, reaches_host=self._store.registered, passes=self._dense.passes
+        )
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
         self.model.blocks = self._dense.through(self.model.blocks)
