@@ -13,7 +13,7 @@ from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cores import physical_cores
 from krasis.native.cuda.gemm import MOST_FEW, Scratch
-from krasis.native.cuda.mailbox import TIMEOUT, Split
+from krasis.native.cuda.mailbox import TIMEOUT
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -28,8 +28,9 @@ from krasis.runtime.cuda.figures import Started, Traffic
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residents, records_of
+from krasis.runtime.cuda.residents import Residents
 from krasis.runtime.cuda.room import check_room, free_bytes
+from krasis.runtime.cuda.splits import Splits
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Step
 from krasis.runtime.cuda.store import HostStore
@@ -125,7 +126,9 @@ class CudaEngine(Engine):
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits(pack, divide))
+        splits = Splits(pack, self._store, self.residents, self.chosen, device)
+        splits.divide(divide, self.rates, self._dense.bytes / self.spec.num_layers)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits.of)
         self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
@@ -138,18 +141,6 @@ class CudaEngine(Engine):
         if not any(self.residents.cold.values()):
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
-
-    def _splits(self, pack: Pack, divide: Divide) -> dict[int, Split]:
-        """How the experts that a token misses are divided, for layers where some may be missed."""
-        splits: dict[int, Split] = {}
-        if not self._store.registered:
-            return splits
-        for layer in (layer for layer, cold in self.residents.cold.items() if cold):
-            records, size = records_of(pack, layer)
-            divided = divide(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
-            read = torch.tensor(divided, dtype=torch.int32, device=self.device)
-            splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
-        return splits
 
     @property
     def chosen(self) -> int:
@@ -173,7 +164,7 @@ class CudaEngine(Engine):
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
             counts = self._colleague.counts
-            found = replace(found, missed=self._colleague.missed, on_cpu=counts.pairs, cpu_s=counts.seconds)
+            found = replace(found, missed=self._colleague.missed, cpu_read=counts.read, cpu_s=counts.seconds)
         return found - self._before
 
     @property

@@ -7,15 +7,15 @@ from dataclasses import astuple, dataclass, field
 @dataclass(frozen=True)
 class Traffic:
     """Bytes copied to the device: of experts for prompts, and of dense weights that pass through it. Of tokens taken a
-    few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, of these those
-    that the CPU computed, and its seconds.
+    few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, bytes of these
+    that the CPU computed with, and its seconds.
     """
 
     copied: int = 0
     dense: int = 0
     routed: int = 0
     missed: int = 0
-    on_cpu: int = 0
+    cpu_read: int = 0
     cpu_s: float = 0.0
 
     @property
