@@ -3,8 +3,9 @@
 python -m bench.decode PACK [--vram GIB] [--context N] [--tokens N] [--runs N] [--threads N]
 
 Variants: every expert cold, computed by the CPU, read over PCIe by the GPU, or divided between them; then with the
-plan's residents, which stay, or follow the text. Each continues a prompt of `--context` tokens. The profile counts
-kernels of the last variant's tokens; what waits for the CPU is in `wait_add`, and what no kernel fills is idle.
+plan's residents, which stay, or follow the text. `by CPU` is its share of missed bytes. Each continues a prompt of
+`--context` tokens. The profile counts kernels of the last variant's tokens; what waits for the CPU is in `wait_add`, and
+what no kernel fills is idle.
 """
 
 import argparse
@@ -34,19 +35,19 @@ PROFILED = 32
 """Tokens."""
 
 
-def none(most: int, size: int, rates: Rates, passing: float) -> list[int]:
+def by_cpu(most: int, size: int, parts: int, rates: Rates, passing: float) -> list[int]:
+    return [parts] * (most + 1)
+
+
+def by_gpu(most: int, size: int, parts: int, rates: Rates, passing: float) -> list[int]:
     return [0] * (most + 1)
 
 
-def all_missed(most: int, size: int, rates: Rates, passing: float) -> list[int]:
-    return list(range(most + 1))
-
-
 VARIANTS: dict[str, tuple[bool, Divide, Residency]] = {
-    "all cold, by the CPU": (False, none, "static"),
-    "all cold, over PCIe": (False, all_missed, "static"),
+    "all cold, by the CPU": (False, by_cpu, "static"),
+    "all cold, over PCIe": (False, by_gpu, "static"),
     "all cold, divided": (False, division, "static"),
-    "residents, CPU": (True, none, "static"),
+    "residents, CPU": (True, by_cpu, "static"),
     "residents, divided": (True, division, "static"),
     "following, divided": (True, division, "follow"),
 }
@@ -92,11 +93,11 @@ class Bench:
         runs = [self.run(engine, lambda: before.append(engine.traffic())) for _ in range(self.args.runs)]
         moved = engine.traffic() - before[-1]
         ms = sorted(1e3 * found.decode_s / found.decoded for found in runs)
-        hits, by_cpu = moved.hit_rate or 0.0, moved.on_cpu / max(moved.missed, 1)
+        hits, on_cpu = moved.hit_rate or 0.0, moved.cpu_read / max(moved.missed * engine.expert_bytes, 1)
         cpu_us = 1e6 * moved.cpu_s / runs[-1].decoded / len(engine.experts_of)
         middle, speed = statistics.median(ms), 1e3 / statistics.median(ms)
         print(
-            f"{name:<22} {middle:7.2f} {ms[0]:7.2f} {ms[-1]:7.2f} {speed:8.1f} {hits:6.1%} {by_cpu:7.1%} {cpu_us:8.1f}",
+            f"{name:<22} {middle:7.2f} {ms[0]:7.2f} {ms[-1]:7.2f} {speed:8.1f} {hits:6.1%} {on_cpu:7.1%} {cpu_us:8.1f}",
             flush=True,
         )
         return engine

@@ -29,6 +29,14 @@ template <class Codec> struct Strip {
           scale_pitch((int64_t)n / kTileColumns * kTileScales), k(k), group_bits(log2_group(group)),
           one_group(group == k) {}
 
+    /* Without the first `features` of k, whole groups. */
+    __device__ Strip from(int features) const {
+        Strip rest = *this;
+        rest.codes += features / kTileDepth * pitch, rest.scales += (features >> group_bits) * scale_pitch;
+        rest.k -= features;
+        return rest;
+    }
+
     __device__ int batches() const { return (k + kBatch - 1) / kBatch; }
 };
 
