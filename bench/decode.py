@@ -4,8 +4,8 @@ python -m bench.decode PACK [--vram GIB] [--context N] [--tokens N] [--runs N] [
 
 Variants: every expert cold, computed by the CPU, read over PCIe by the GPU, or divided between them; then with the
 plan's residents, which stay, or follow the text. `by CPU` is its share of missed bytes. Each continues a prompt of
-`--context` tokens. The profile counts kernels of the last variant's tokens; what waits for the CPU is in `wait_add`, and
-what no kernel fills is idle.
+`--context` tokens. The profile counts kernels of the last variant's tokens; what waits for the CPU is in `wait_add`,
+and what no kernel fills is idle.
 """
 
 import argparse
