@@ -74,7 +74,7 @@ def test_the_features_that_a_post_asks_for_are_computed(size, box):
             assert status(box, number) == 0
             assert torch.equal(box.slot(number).y[: len(found[0])], expected(layer, *found))
             read += found[1].numel() * (whole.c_struct.stride * min(inner, size) // size)
-        assert server.counts.read == read
+        assert server.work.all.read == read
 
 
 def test_two_posts_may_be_unanswered(box):

@@ -45,6 +45,12 @@ void krasis_server::wake() {
     called_on_.notify_one();
 }
 
+void krasis_server::counts(int64_t *counts) const {
+    for (const Counted &counted : counted_)
+        for (const auto *count : {&counted.posts, &counted.pairs, &counted.busy, &counted.bytes})
+            *counts++ = *count;
+}
+
 void krasis_server::serve() {
     rouse();
     while (!ending_) {
@@ -101,13 +107,14 @@ void krasis_server::rouse() {
 void krasis_server::answer() {
     const auto since = Clock::now();
     const krasis_slot slot = krasis_slot_of(&mailbox_, ++answered_);
-    const uint64_t status = compute(slot);
-    posts_++;
-    busy_ += std::chrono::nanoseconds(Clock::now() - since).count();
+    Counted *counted = counted_;
+    const uint64_t status = compute(slot, counted);
+    counted->posts++;
+    counted->busy += std::chrono::nanoseconds(Clock::now() - since).count();
     __atomic_store_n(&slot.reply->word, answered_ | status << 32, __ATOMIC_RELEASE);
 }
 
-krasis_status krasis_server::compute(const krasis_slot &slot) {
+krasis_status krasis_server::compute(const krasis_slot &slot, Counted *&counted) {
     const int64_t layer = slot.post->layer, tokens = slot.post->tokens, chosen = mailbox_.chosen;
     const bool in_range = layer >= 0 && layer < static_cast<int64_t>(layers_.size()) && tokens >= 1 &&
                           tokens <= mailbox_.tokens;
@@ -122,8 +129,9 @@ krasis_status krasis_server::compute(const krasis_slot &slot) {
     experts.size = std::min(slot.post->inner, size);
     const int64_t pairs =
         std::count_if(ids_.begin(), ids_.begin() + tokens * chosen, [](int64_t id) { return id >= 0; });
-    pairs_ += pairs;
-    bytes_ += pairs * (experts.stride * experts.size / size);
+    counted = counted_ + (tokens > 1 ? 0 : experts.size == size ? 1 : 2);
+    counted->pairs += pairs;
+    counted->bytes += pairs * (experts.stride * experts.size / size);
     const int64_t hidden = mailbox_.hidden;
     return krasis::alone(team_, [&] {
         team_.moe.run({experts, slot.x, tokens, hidden, ids_.data(), slot.weights, chosen, slot.y, hidden});

@@ -20,16 +20,20 @@ public:
 
     void wake();
     void freeze(bool frozen) { frozen_ = frozen; }
-    void counts(int64_t *counts) const { counts[0] = posts_, counts[1] = pairs_, counts[2] = busy_, counts[3] = bytes_; }
+    void counts(int64_t *counts) const;
 
 private:
+    struct Counted {
+        std::atomic<int64_t> posts{0}, pairs{0}, busy{0}, bytes{0};
+    };
+
     void serve();
     bool posted() const;
     bool spin();
     void sleep();
     void rouse();
     void answer();
-    krasis_status compute(const krasis_slot &slot);
+    krasis_status compute(const krasis_slot &slot, Counted *&counted);
 
     krasis_pool &team_;
     const std::vector<krasis_experts> layers_;
@@ -38,7 +42,7 @@ private:
     std::vector<int64_t> ids_;
     std::mutex mutex_; // of the condition
     std::condition_variable called_on_;
-    std::atomic<int64_t> posts_{0}, pairs_{0}, busy_{0}, bytes_{0};
+    Counted counted_[3]; // see krasis_server_counts
     std::atomic<bool> called_{true}, frozen_{false}, ending_{false};
     std::thread thread_;
 };

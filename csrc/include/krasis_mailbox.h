@@ -121,8 +121,9 @@ KRASIS_API krasis_server *krasis_server_create(krasis_pool *pool, const krasis_e
 KRASIS_API void krasis_server_destroy(krasis_server *server);
 /* Posts will come soon: spin from now on. */
 KRASIS_API void krasis_server_wake(krasis_server *server);
-/* counts[4]: posts answered so far, their (token, expert) pairs, nanoseconds spent on them, and bytes of records that are
- * the share of the features computed of each pair. */
+/* counts[3][4], of posts of several tokens, of whole experts of one token, and of some features of them: how many were
+ * answered so far, their (token, expert) pairs, nanoseconds spent on them, and bytes of records, of each pair the share of
+ * the features computed. */
 KRASIS_API void krasis_server_counts(const krasis_server *server, int64_t *counts);
 /* While `frozen` is not 0, posts are not taken: for tests of those who wait. */
 KRASIS_API void krasis_server_freeze(krasis_server *server, int frozen);

@@ -99,6 +99,25 @@ class Counts:
     def __sub__(self, other: "Counts") -> "Counts":
         return Counts(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was done for posts of several tokens, and of one: of whole experts, and of some of their features."""
+
+    several: Counts = Counts()
+    whole: Counts = Counts()
+    part: Counts = Counts()
+
+    @property
+    def all(self) -> Counts:
+        return self.several + self.whole + self.part
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(self.several - other.several, self.whole - other.whole, self.part - other.part)
+
 
 class Server:
     """A thread that answers posts for `layers`, counted from 0, on their pool, until this is closed: before the pool.
@@ -126,11 +145,11 @@ class Server:
         self._wake(self._handle)
 
     @property
-    def counts(self) -> "Counts":
+    def work(self) -> Work:
         """What was done so far."""
-        found = (ctypes.c_int64 * 4)()
+        found = (ctypes.c_int64 * 12)()
         cpu_library().krasis_server_counts(self._handle, found)
-        return Counts(found[0], found[1], found[2] / 1e9, found[3])
+        return Work(*(Counts(found[i], found[i + 1], found[i + 2] / 1e9, found[i + 3]) for i in range(0, 12, 4)))
 
     def freeze(self, *, frozen: bool = True) -> None:
         """Take no posts, until told otherwise: for tests of those who wait."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
-from krasis.runtime.cuda import store
+from krasis.runtime.cuda import refit, store
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.cuda.room import free_bytes
 from krasis.runtime.placement.outline import outline
@@ -136,11 +136,11 @@ def test_ways_through_a_prompt_agree(family, device, pack_of, hybrid, ids):
     touched, _ = prefilled(engine, ids[:PREFILLED], "touched")
     assert torch.equal(touched, whole)
     assert copied < engine.stream.copied <= 2 * copied
-    copied, posts = engine.stream.copied, engine._colleague.counts.posts
+    copied, posts = engine.stream.copied, engine._colleague.work.all.posts
     few, _ = prefilled(engine, ids[:PREFILLED], "few")
     assert apart(few, whole) < NEAR["bf16"]
     assert engine.stream.copied == copied
-    assert engine._colleague.counts.posts > posts
+    assert engine._colleague.work.all.posts > posts
 
 
 @on_devices
@@ -159,6 +159,27 @@ def test_missed_experts_of_a_token_are_computed_by_whom_rates_say(
     moved = engine.traffic() - before
     assert moved.missed == DECODED * len(engine.experts_of) * engine.chosen
     assert moved.cpu_read == moved.missed * (engine.expert_bytes * features // size)
+
+
+@on_devices
+def test_between_sequences_the_split_follows_what_the_cpu_did(device, pack_of, hybrid, ids, monkeypatch):
+    """As it would where the CPU took no time at all; what results is as near as ever."""
+    monkeypatch.setattr(refit, "LEAST", 1)
+    engine = hybrid(pack_of("gpt_oss"), device, COLD, rates=BY_BOTH)
+
+    def cuts():
+        return torch.stack([split.cut.cpu() for split in engine._splits.of.values()])
+
+    _, state = prefilled(engine, ids[:PREFILLED])
+    before = cuts()
+    first = decoded(engine, ids[PREFILLED : PREFILLED + DECODED], state)
+    assert torch.equal(cuts(), before)
+    done = engine._colleague.work
+    engine._splits.adapt(dataclasses.replace(done, part=dataclasses.replace(done.part, seconds=0.0)))
+    assert (cuts() >= before).all()
+    assert (cuts()[:, -1] > before[:, -1]).all()
+    state.position = PREFILLED
+    assert apart(decoded(engine, ids[PREFILLED : PREFILLED + DECODED], state), first) < NEAR["bf16"]
 
 
 @on_devices

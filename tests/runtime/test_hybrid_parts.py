@@ -15,7 +15,6 @@ from krasis.models.state import Cache, Recurrent
 from krasis.native.cuda.gemm import MOST_FEW
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
-from krasis.runtime.cuda.division import division
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover
 from krasis.runtime.cuda.placed import place_dense, stored_records
@@ -209,13 +208,6 @@ def test_short_prompts_touch_and_long_ones_take_all():
     chosen = [order.index(ways.best(tokens)) for tokens in (1, 4, 8, 16, 64, 256, 1024, 10_000)]
     assert chosen == sorted(chosen)
     assert (chosen[0], chosen[-1]) == (0, 2)
-
-
-def test_the_gpu_reads_fewer_experts_while_dense_weights_are_copied_to_it():
-    alone, beside = (division(8, 10_000_000, REFERENCE, passing) for passing in (0, 35_000_000))
-    assert alone[8] > beside[8] > 0
-    assert all(less <= more for less, more in zip(beside, alone, strict=True))
-    assert division(8, 10_000_000, REFERENCE, 1e9) == [0] * 9
 
 
 def test_what_a_window_let_go_is_gone():

@@ -7,7 +7,7 @@ from krasis.models.family import Activation
 from krasis.native.cuda.gemm import MOST_FEW
 from krasis.native.cuda.mailbox import TIMEOUT, DeviceMailbox, Split
 from krasis.native.moe import NativeExperts
-from krasis.native.server import Counts, Mailbox, Server
+from krasis.native.server import Mailbox, Server, Work
 from krasis.pack.reader import Pack
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.placement.outline import LAYOUT
@@ -69,9 +69,9 @@ class Colleague:
         return self._device.missed
 
     @property
-    def counts(self) -> Counts:
+    def work(self) -> Work:
         """What the CPU did so far."""
-        return Counts() if self._server is None else self._server.counts
+        return Work() if self._server is None else self._server.work
 
     def check(self) -> None:
         """Raises KrasisError if the CPU failed or did not answer, once the device is done with what it was given."""

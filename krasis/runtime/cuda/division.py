@@ -18,6 +18,11 @@ HAND_OFFS = 2
 """Hand-offs that asking the CPU costs: the round trip, and its threads' meetings, which are assumed to take as long."""
 
 
+def host_beside(rates: Rates) -> float:
+    """What the CPU reads while the GPU does: at least half of what it reads alone."""
+    return max(rates.together - BESIDE * rates.pcie, rates.host_read / 2)
+
+
 def division(most: int, size: int, parts: int, rates: Rates, passing: float = 0.0) -> list[int]:
     """[most + 1]: of so many missed experts of `size` bytes, each cut into `parts`, how many parts of each the CPU
     computes so that both are done soonest. The GPU reads the others; `passing` bytes are copied to it meanwhile.
@@ -28,7 +33,7 @@ def division(most: int, size: int, parts: int, rates: Rates, passing: float = 0.
         """With `asked` parts for the CPU."""
         part, left = missed * size / parts, parts - asked
         moved = passing + left * part
-        host = rates.host_read if not moved else max(rates.together - beside, rates.host_read / 2)
+        host = host_beside(rates) if moved else rates.host_read
         cpu = HAND_OFFS * rates.hand_off_s + asked * part / host if asked else 0.0
         return max(cpu, READ_S * (left > 0) + moved / beside)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import torch
@@ -137,9 +138,9 @@ class CudaEngine(Engine):
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
-        splits = Splits(pack, self._store, self.residents, self.chosen, device)
-        splits.divide(divide, self.rates, self._dense.bytes / self.spec.num_layers)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits.of, dense.near)
+        divided, passing = partial(divide, self.chosen), self._dense.bytes / self.spec.num_layers
+        self._splits = Splits(pack, self._store, self.residents, divided, self.rates, passing)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits.of, dense.near)
         self.backend = CudaBackend(
             place, scratch, hybrid.layer, reaches_host=self._store.registered, passes=self._dense.passes
         )
@@ -165,9 +166,8 @@ class CudaEngine(Engine):
         routed = self._decoded * len(self.experts_of) * self.chosen
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
-            counts = self._colleague.counts
-            missed = self._colleague.missed
-            found = replace(found, missed=missed, cpu_read=counts.read, cpu_s=counts.seconds, missed_if_static=missed)
+            done, missed = self._colleague.work.all, self._colleague.missed
+            found = replace(found, missed=missed, cpu_read=done.read, cpu_s=done.seconds, missed_if_static=missed)
         if self._follow is not None:
             found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before
@@ -201,6 +201,8 @@ class CudaEngine(Engine):
 
     def new_state(self) -> SequenceState:
         """The state of an empty sequence. There is one: those given before are lost."""
+        if self._colleague is not None:
+            self._splits.adapt(self._colleague.work)
         self._state.reset()
         return self._state
 
