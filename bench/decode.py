@@ -2,9 +2,10 @@
 
 python -m bench.decode PACK [--vram GIB] [--context N] [--tokens N] [--runs N] [--threads N]
 
-Variants: every expert cold, computed by the CPU, read over PCIe by the GPU, or divided between them; then the plan's
-residents. Each continues a prompt of `--context` tokens. The profile counts kernels of the last variant's tokens; what
-waits for the CPU is in `wait_add`, and what no kernel fills is idle.
+Variants: every expert cold, computed by the CPU, read over PCIe by the GPU, or divided between them; then with the
+plan's residents, which stay, or follow the text. `by CPU` is its share of missed bytes. Each continues a prompt of
+`--context` tokens. The profile counts kernels of the last variant's tokens; what waits for the CPU is in `wait_add`,
+and what no kernel fills is idle.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from krasis.runtime import bench as benching
 from krasis.runtime.cuda.division import Divide, division
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.cuda.figures import Traffic
+from krasis.runtime.cuda.residents import Residency
 from krasis.runtime.measure import measure
 from krasis.runtime.placement.outline import outline
 from krasis.runtime.placement.plan import Plan, Wishes, plan, with_residents
@@ -33,20 +35,21 @@ PROFILED = 32
 """Tokens."""
 
 
-def none(most: int, size: int, rates: Rates, passing: float) -> list[int]:
+def by_cpu(most: int, size: int, parts: int, rates: Rates, passing: float) -> list[int]:
+    return [parts] * (most + 1)
+
+
+def by_gpu(most: int, size: int, parts: int, rates: Rates, passing: float) -> list[int]:
     return [0] * (most + 1)
 
 
-def all_missed(most: int, size: int, rates: Rates, passing: float) -> list[int]:
-    return list(range(most + 1))
-
-
-VARIANTS: dict[str, tuple[bool, Divide]] = {
-    "all cold, by the CPU": (False, none),
-    "all cold, over PCIe": (False, all_missed),
-    "all cold, divided": (False, division),
-    "residents, CPU": (True, none),
-    "residents, divided": (True, division),
+VARIANTS: dict[str, tuple[bool, Divide, Residency]] = {
+    "all cold, by the CPU": (False, by_cpu, "static"),
+    "all cold, over PCIe": (False, by_gpu, "static"),
+    "all cold, divided": (False, division, "static"),
+    "residents, CPU": (True, by_cpu, "static"),
+    "residents, divided": (True, division, "static"),
+    "following, divided": (True, division, "follow"),
 }
 
 
@@ -63,7 +66,7 @@ class Bench:
         self.planned = plan(found, self.rates, heat, wishes)
         self.cold = with_residents(self.planned, found, 0.0)
 
-    def engine(self, placement: Plan, divide: Divide) -> CudaEngine:
+    def engine(self, placement: Plan, divide: Divide, residency: Residency) -> CudaEngine:
         budget, kv = placement.devices[0].budget, placement.wishes.kv
         return CudaEngine(
             self.pack,
@@ -75,6 +78,7 @@ class Bench:
             rates=self.rates,
             placement=placement,
             divide=divide,
+            residency=residency,
         )
 
     def run(self, engine: CudaEngine, between: Callable[[], object] = lambda: None) -> benching.Run:
@@ -82,18 +86,18 @@ class Bench:
 
     def variant(self, name: str) -> CudaEngine:
         """Prints a row; the engine is left open."""
-        resident, divide = VARIANTS[name]
-        engine = self.engine(self.planned if resident else self.cold, divide)
+        resident, divide, residency = VARIANTS[name]
+        engine = self.engine(self.planned if resident else self.cold, divide, residency)
         self.run(engine)
         before: list[Traffic] = []
         runs = [self.run(engine, lambda: before.append(engine.traffic())) for _ in range(self.args.runs)]
         moved = engine.traffic() - before[-1]
         ms = sorted(1e3 * found.decode_s / found.decoded for found in runs)
-        hits, by_cpu = moved.hit_rate or 0.0, moved.on_cpu / max(moved.missed, 1)
+        hits, on_cpu = moved.hit_rate or 0.0, moved.cpu_read / max(moved.missed * engine.expert_bytes, 1)
         cpu_us = 1e6 * moved.cpu_s / runs[-1].decoded / len(engine.experts_of)
         middle, speed = statistics.median(ms), 1e3 / statistics.median(ms)
         print(
-            f"{name:<22} {middle:7.2f} {ms[0]:7.2f} {ms[-1]:7.2f} {speed:8.1f} {hits:6.1%} {by_cpu:7.1%} {cpu_us:8.1f}",
+            f"{name:<22} {middle:7.2f} {ms[0]:7.2f} {ms[-1]:7.2f} {speed:8.1f} {hits:6.1%} {on_cpu:7.1%} {cpu_us:8.1f}",
             flush=True,
         )
         return engine

@@ -14,10 +14,10 @@ def workers() -> Pool:
     return pool(2, ISAS[-1])
 
 
-def random_layer(seed: int, hidden: int, workers: Pool) -> NativeExperts:
-    """INT8 experts on `hidden` features, a multiple of 64."""
+def random_layer(seed: int, hidden: int, workers: Pool, size: int = SIZE, inner: int | None = None) -> NativeExperts:
+    """INT8 experts on `hidden` features, a multiple of 64, with `size` of their own: the first `inner` count."""
     generator = torch.Generator().manual_seed(seed)
-    shapes, parts = ((hidden, 2 * SIZE), (SIZE, hidden)), []
+    shapes, parts = ((hidden, 2 * size), (size, hidden)), []
     for k, n in shapes:
         parts.append(torch.randint(0, 256, (EXPERTS, k * n), dtype=torch.uint8, generator=generator))
         scales = torch.randn(EXPERTS, k // GROUP * n, generator=generator) / 1000
@@ -28,7 +28,7 @@ def random_layer(seed: int, hidden: int, workers: Pool) -> NativeExperts:
         Matrix("int8", "marlin", k, n, GROUP, arrays[2 * i], arrays[2 * i + 1].view(torch.bfloat16))
         for i, (k, n) in enumerate(shapes)
     )
-    shape = ExpertShape(EXPERTS, records.shape[1], hidden, SIZE)
+    shape = ExpertShape(EXPERTS, records.shape[1], hidden, inner or size)
     return NativeExperts(workers, w13, w2, shape, NativeActivation())
 
 

@@ -10,7 +10,7 @@ from test_cuda_gemm import close, made, normal, rounded
 
 from krasis.errors import InputError
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
+from krasis.native.cuda.experts import CUT, ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Scratch
 
 TILES = ["32x256", "64x256", "128x256"]
@@ -69,8 +69,9 @@ class Layer:
         dtype = case.biases or torch.bfloat16
         self.form = ExpertForm(case.hidden, form13, form2, *offsets[:4], *biases, dtype, *clamped)
 
-    def expected(self, x, ids, weights, many):
-        """float32 [tokens, hidden]. `many`: weights are rounded, and the outputs of every expert.
+    def expected(self, x, ids, weights, many, first=None):
+        """float32 [tokens, hidden]. `many`: weights are rounded, and the outputs of every expert. `first`: features of
+        each expert that are left out, and b2 with them.
 
         `flip` is then the most that one value of h moves a sum by, rounded to its neighbour.
         """
@@ -81,9 +82,10 @@ class Layer:
             if many:
                 w13, w2 = rounded(w13), rounded(w2)
             gate, up = (w13 @ x[token].float() + (b13 if self.case.biases else 0)).chunk(2)
-            h = rounded(activation(gate, up))
+            h, left_out = rounded(activation(gate, up)), first[ids[token, slot]] if first else 0
+            h[:left_out] = 0
             self.flip = max(self.flip, float(2**-8 * h.abs().max() * w2.abs().max() * weights[token, slot]))
-            y = w2 @ h + (b2[: self.case.hidden] if self.case.biases else 0)
+            y = w2 @ h + (b2[: self.case.hidden] if self.case.biases and not left_out else 0)
             out[token] += weights[token, slot] * (rounded(y) if many else y)
         return out
 
@@ -163,6 +165,36 @@ def test_few_tokens(case, device):
         before = out.clone()
         experts_few(layer.form, layer.table, *arguments, add=True)
         assert torch.equal(out, before + before)
+    assert not scratch.counters.any()
+
+
+PARTS = [
+    Case(256, 256, 320, 256, ("int4", 128), ("int4", 64)),
+    Case(224, 256, 384, 256, ("int4", 64), ("int4", 128), torch.bfloat16),
+    Case(224, 256, 320, 256, ("int8", 128), ("int8", 32), torch.bfloat16, clamped=True),
+    Case(224, 256, 320, 256, ("mxfp4", 32), ("mxfp4", 32), torch.float32, clamped=True),
+]
+
+
+@on_devices
+@pytest.mark.parametrize("case", PARTS, ids=str)
+def test_few_tokens_and_some_features(case, device):
+    """From none to all, also of parts of w2's groups."""
+    layer, scratch = Layer(case, 5, device), Scratch(device)
+    first = [0, CUT, 2 * CUT, case.size - CUT, case.size]
+    from_device = torch.tensor(first, dtype=torch.int32, device=device)
+    for tokens in (1, 3):
+        x = normal(tokens, case.hidden).bfloat16()
+        ids, weights = routed(tokens, 5, 5)
+        h = torch.full((tokens * 5, case.size), float("nan"), dtype=torch.bfloat16, device=device)
+        out = torch.full((tokens, case.hidden), float("nan"), device=device)
+        arguments = x.to(device), ids.to(device), weights.to(device), h, out, scratch
+        experts_few(layer.form, layer.table, *arguments, first=from_device)
+        near(out, layer.expected(x, ids, weights, many=False, first=first))
+        for pair, expert in enumerate(ids.flatten().tolist()):
+            begin = first[expert] if expert >= 0 else case.size
+            assert expert < 0 or not h[pair, :begin].any()
+            assert h[pair, begin:].isfinite().all()
     assert not scratch.counters.any()
 
 

@@ -94,11 +94,12 @@ def test_every_group_size(codec, k, n, device):
 @on_devices
 @pytest.mark.parametrize("m", [1, 7, 8])
 @pytest.mark.parametrize("codec", CODECS)
-def test_few_rows(codec, m, device):
+@pytest.mark.parametrize("fixed", [True, False])
+def test_few_rows(fixed, codec, m, device):
     # Deep enough that blocks split k.
     form, codes, scales, weight = made(codec, 2048, 128, 32, device)
     x, scratch = normal(m, 2048).bfloat16(), Scratch(device)
-    products = Products([Product(form, codes, scales, 128)])
+    products = Products([Product(form, codes, scales, 128)], fixed=fixed)
     scratch.partials.fill_(float("nan"))
     for blocks in (1, 3, 132):
         y = linear_few(products, x.to(device), torch.empty(m, 128, device=device), Scratch(device, blocks))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from cuda_devices import on_devices
-from posted_layers import EXPERTS, expected, random_layer, random_post, workers
+from posted_layers import EXPERTS, SIZE, expected, random_layer, random_post, workers
 
 from krasis.errors import InputError, KrasisError
-from krasis.native.cuda.mailbox import DeviceMailbox
+from krasis.native.cuda.mailbox import DeviceMailbox, Split
 from krasis.native.server import Mailbox, Server
 
 HIDDEN, CHOSEN = 192, 5
@@ -40,6 +40,40 @@ def test_adds_what_a_call_gives_for_cold_pairs(tokens, chosen, hidden, dtype, de
             assert torch.equal(found.cpu(), right)
             posted += int((cold >= 0).any())
             assert max(int(box.slot(slot).post[0]) for slot in (0, 1)) == posted
+        mail.check()
+        mail.close()
+
+
+@on_devices
+def test_a_split_leaves_the_first_features_to_the_cpu(device):
+    """As many as the number of cold pairs says, of which none, all and more than there are."""
+    size, host, stride = 4 * SIZE, 1 << 40, 4096
+    layer, box = random_layer(1, HIDDEN, workers(), size=size), Mailbox(1, CHOSEN, HIDDEN)
+    table = torch.arange(1, EXPERTS + 1) << 20
+    cut = torch.tensor([64, 0, 64, 192, size, size + 64], dtype=torch.int32, device=device)
+    split, posted = Split(cut, table.to(device), host, stride), 0
+    with Server(workers(), [layer], box) as server:
+        mail = DeviceMailbox(box, torch.device(device))
+        server.wake()
+        for turn in range(24):
+            x, ids, weights = random_post(turn, 1, CHOSEN, HIDDEN)
+            ids[0, turn % CHOSEN] = -1 if turn % 3 else ids[0, turn % CHOSEN]
+            where = torch.where(torch.rand(EXPERTS) < turn % 4 / 3, -1, 0).int()
+            chosen = cold_of(where, ids)
+            cold = chosen[0] >= 0
+            features = int(cut[int(cold.sum())]) if cold.any() else 0
+            out = torch.zeros(1, HIDDEN, device=device)
+            mail.post(0, *(t.to(device) for t in (x, ids, weights, where)), split)
+            mail.wait_add(out)
+            at = torch.where(cold, host + stride * ids[0].long(), torch.where(ids[0] < 0, 0, table[ids[0].long()]))
+            assert torch.equal(split.records.cpu(), at)
+            assert torch.equal(split.first.cpu(), torch.where(cold, features, 0).int())
+            part = random_layer(1, HIDDEN, workers(), size=size, inner=min(features or 1, size))
+            right = expected(part, x, chosen, weights) if features else torch.zeros(1, HIDDEN)
+            assert torch.equal(out.cpu(), right)
+            posted += features > 0
+            assert max(int(box.slot(slot).post[0]) for slot in (0, 1)) == posted
+        assert 0 < posted < 24
         mail.check()
         mail.close()
 

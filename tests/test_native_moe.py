@@ -170,6 +170,21 @@ def test_experts(codec: str, group: int, layout: str, isa: str) -> None:
         assert_same(found, expected[:m])
 
 
+@every_isa
+@every_layout
+@pytest.mark.parametrize(("codec", "group"), CODECS_IN_GROUPS)
+def test_the_first_features_of_larger_experts(codec: str, group: int, layout: str, isa: str) -> None:
+    """As many as there are and fewer, whole tiles and groups or not; those that follow are anything but zero."""
+    whole = with_biases(random_layer(group, codec, group, hidden=100, size=340))
+    ids, weights = random_routes(21, 9, experts=5, chosen=5)
+    x = random_x(np.random.default_rng(22), 9, whole.hidden)
+    for size, threads in ((340, 2), (256, 3), (128, 1), (64, 5), (9, 2)):
+        layer = replace(whole, size=size)
+        native, expected = layer.native(pool(threads, isa), layout), layer.reference(x, ids, weights)
+        for m in (1, 9):
+            assert_same(run(native, x[:m], ids[:m], weights[:m]), expected[:m])
+
+
 @every_layout
 @pytest.mark.parametrize("threads", [2, 3, 6, 7, 11])
 def test_threads_leave_no_column_out(threads: int, layout: str) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from posted_layers import EXPERTS, expected, random_layer, random_post, workers
+from posted_layers import EXPERTS, SIZE, expected, random_layer, random_post, workers
 from torch import Tensor
 
 from krasis.errors import InputError, KrasisError
@@ -16,12 +16,19 @@ BAD_SHAPE = 4
 
 
 def post(
-    box: Mailbox, number: int, layer: int, x: Tensor, ids: Tensor, weights: Tensor, tokens: int | None = None
+    box: Mailbox,
+    number: int,
+    layer: int,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    tokens: int | None = None,
+    inner: int = SIZE,
 ) -> None:
     """As a device does; `tokens` of them, it says. Stores of this processor are seen in their order."""
     slot, rows = box.slot(number), len(x)
     slot.x[:rows], slot.ids[:rows], slot.weights[:rows] = x, ids, weights
-    slot.post[1], slot.post[2] = layer, rows if tokens is None else tokens
+    slot.post[1], slot.post[2], slot.post[3] = layer, rows if tokens is None else tokens, inner
     slot.post[0] = number
 
 
@@ -55,6 +62,21 @@ def test_answers_are_those_of_a_call(box):
             assert torch.equal(box.slot(number).y[: len(x)], expected(layers[number % 3], x, ids, weights))
 
 
+@pytest.mark.parametrize("size", [256, 192])
+def test_the_features_that_a_post_asks_for_are_computed(size, box):
+    """Also where it asks for more than there are; bytes are counted by these features."""
+    whole, read = random_layer(1, HIDDEN, workers(), size=size), 0
+    with Server(workers(), [whole], box) as server:
+        for number, inner in enumerate((size, 64, 128, 2**31 - 1, 64), 1):
+            layer = random_layer(1, HIDDEN, workers(), size=size, inner=min(inner, size))
+            found = random_post(number, number % TOKENS, CHOSEN, HIDDEN)
+            post(box, number, 0, *found, inner=inner)
+            assert status(box, number) == 0
+            assert torch.equal(box.slot(number).y[: len(found[0])], expected(layer, *found))
+            read += found[1].numel() * (whole.c_struct.stride * min(inner, size) // size)
+        assert server.counts.read == read
+
+
 def test_two_posts_may_be_unanswered(box):
     layer, posts = random_layer(1, HIDDEN, workers()), [random_post(seed, 2, CHOSEN, HIDDEN) for seed in (1, 2)]
     with Server(workers(), [layer], box) as server:
@@ -72,11 +94,20 @@ def test_what_there_is_not_is_an_error_and_the_next_post_is_not(box):
     layer, (x, ids, weights) = random_layer(1, HIDDEN, workers()), random_post(1, 2, CHOSEN, HIDDEN)
     number = 0
     with Server(workers(), [layer], box):
-        for bad_layer, bad_id, tokens in ((1, 0, 2), (-1, 0, 2), (0, EXPERTS, 2), (0, -2, 2), (0, 0, 0), (0, 0, 9)):
+        for bad_layer, bad_id, tokens, inner in (
+            (1, 0, 2, 1),
+            (-1, 0, 2, 1),
+            (0, EXPERTS, 2, 1),
+            (0, -2, 2, 1),
+            (0, 0, 0, 1),
+            (0, 0, 9, 1),
+            (0, 0, 2, 0),
+            (0, 0, 2, -64),
+        ):
             number += 1
             wrong = ids.clone()
             wrong[1, 2] = bad_id
-            post(box, number, bad_layer, x, wrong, weights, tokens)
+            post(box, number, bad_layer, x, wrong, weights, tokens, inner)
             assert status(box, number) == BAD_SHAPE
         post(box, number + 1, 0, x, ids, weights)
         assert status(box, number + 1) == 0

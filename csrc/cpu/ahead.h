@@ -13,8 +13,8 @@ struct Place {
     const char *codes, *scales;
     int64_t row_bytes, stride, rows; // of codes
 
-    // Of units [first, last).
-    Place(const krasis_matrix &matrix, int64_t first, int64_t last) {
+    // Of units [first, last), to be multiplied with k_in of x.
+    Place(const krasis_matrix &matrix, int64_t k_in, int64_t first, int64_t last) {
         const bool marlin = matrix.layout == KRASIS_LAYOUT_MARLIN;
         const int64_t depth = marlin ? 16 : matrix.k; // of a row
         const int64_t unit_bytes = depth * (matrix.codec == KRASIS_INT8 ? kUnit : kUnit / 2);
@@ -24,7 +24,7 @@ struct Place {
         scales = static_cast<const char *>(matrix.scales) + first * unit_scales * scale_bytes;
         row_bytes = (last - first) * unit_bytes;
         stride = matrix.n / kUnit * unit_bytes;
-        rows = matrix.k / depth;
+        rows = marlin ? (k_in + depth - 1) / depth : 1;
     }
 };
 

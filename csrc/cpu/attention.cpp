@@ -47,7 +47,7 @@ void AttentionRuns::work(int thread, int threads) {
     const int64_t pieces = call_.tokens * runs_ * call_.kv_heads * groups_, heads = call_.tokens * call_.heads;
     attend(pieces * thread / threads, pieces * (thread + 1) / threads, thread_scratch_ + thread * attention_scratch(call_));
     if (threads > 1)
-        pool_.meet();
+        pool_.meet(thread);
     combine(heads * thread / threads, heads * (thread + 1) / threads);
 }
 

@@ -75,19 +75,19 @@ template <class Isa, class Codec> struct Interleaved {
         constexpr int64_t kAhead = 4096 / S;            // bytes: far enough to hide DRAM, near enough to stay in cache
         const krasis_matrix &matrix = *work.job.matrix;
         const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, lines = size / Codec::kDepth;
-        const int64_t tile_bytes = k / Codec::kDepth * 64, tile_scales = groups * kUnit;
+        const int64_t tile_bytes = k / Codec::kDepth * 64, tile_scales = groups * kUnit, last = groups_in(work.job);
         const uint8_t *line = (const uint8_t *)matrix.codes + unit * tile_bytes;
         const auto *scales = (const typename Codec::Scale *)matrix.scales + unit * tile_scales;
         const auto *next_scales = next.scales ? (const typename Codec::Scale *)next.scales : scales;
         const auto *next_line = (const uint8_t *)(next.codes ? next.codes : line);
         const int64_t group_bytes = lines * 64, wished = (kAhead + group_bytes - 1) / group_bytes;
-        const int64_t ahead = wished < groups ? wished : groups; // groups
+        const int64_t ahead = wished < last ? wished : last; // groups
         const int8_t *q = work.activations.q + token * k;
         typename Isa::Floats y[S][T];
         for (int s = 0; s < S; s++)
             for (int t = 0; t < T; t++)
                 y[s][t] = Isa::floats(0);
-        for (int64_t g = 0; g < groups; g++, scales += kUnit, next_scales += kUnit) {
+        for (int64_t g = 0; g < last; g++, scales += kUnit, next_scales += kUnit) {
             for (int s = 0; s < S; s++)
                 Isa::prefetch(next_scales + s * tile_scales);
             typename Isa::Ints sum[S][kChains][T];
@@ -95,7 +95,7 @@ template <class Isa, class Codec> struct Interleaved {
                 for (int c = 0; c < kChains; c++)
                     for (int t = 0; t < T; t++)
                         sum[s][c][t] = Isa::ints(0);
-            const int64_t beyond = g + ahead - groups;
+            const int64_t beyond = g + ahead - last;
             const int64_t far = beyond < 0 ? ahead * group_bytes : next_line + beyond * group_bytes - line;
             for (int64_t i = 0; i < lines; i += kChains)
                 for (int c = 0; c < kChains; c++, line += 64, q += Codec::kDepth)

@@ -36,6 +36,11 @@ struct Work {
     Next next;             // to be prefetched
 };
 
+// Of k, those that x has a say in.
+static inline int64_t groups_in(const krasis_job &job) {
+    return (job.k_in + job.matrix->group_size - 1) / job.matrix->group_size;
+}
+
 struct Feedback;
 struct Ops;
 

@@ -174,7 +174,7 @@ template <class Isa, class Codec> struct MarlinStrip {
             for (int t = 0; t < T; t++)
                 Isa::store_floats(y[u][t], Isa::floats(0));
         const krasis_matrix &matrix = *work.job.matrix;
-        for (int64_t g = 0; g < matrix.k / matrix.group_size; g++)
+        for (int64_t g = 0; g < groups_in(work.job); g++)
             switch (matrix.group_size / kTileDepth) {
             case 2: add_group<T, 2>(y, token, g); break;
             case 4: add_group<T, 4>(y, token, g); break;
@@ -203,7 +203,7 @@ template <class Isa, class Codec> struct MarlinStrip {
         }
         const auto *next_line = line + R * row_bytes;
         const auto *near_scales = scales + unit * kUnit, *next_scales = near_scales + matrix.n;
-        if (g + 1 == groups) {
+        if (g + 1 == groups_in(work.job)) {
             next_line = (const uint8_t *)(next.codes ? next.codes : line);
             next_scales = (const typename Codec::Scale *)(next.scales ? next.scales : near_scales);
         }

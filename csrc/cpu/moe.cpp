@@ -13,6 +13,7 @@ namespace {
 
 // Slots whose products are held at once: enough to keep every thread busy, few enough for the last-level cache.
 constexpr int64_t kSlots = 2048;
+constexpr int64_t kTileColumns = 64; // of `marlin`
 
 krasis_matrix of_expert(krasis_matrix matrix, int64_t offset) {
     matrix.codes = static_cast<const char *>(matrix.codes) + offset;
@@ -92,20 +93,20 @@ void Moe::work(int thread) {
     quantize(thread);
     for (const Batch &batch : batches_) {
         Warmer first = this->warmer(batch, false, thread);
-        pool_.meet(first);
+        pool_.meet(thread, first);
         if (call_.m > 1) {
             gather(batch, thread);
-            pool_.meet(first);
+            pool_.meet(thread, first);
         }
         multiply(batch, false, thread);
         Warmer warmer = this->warmer(batch, true, thread);
-        pool_.meet(warmer);
+        pool_.meet(thread, warmer);
         if (thread == 0)
             taken_[false] = 0;
         activate(batch, thread);
-        pool_.meet(warmer);
+        pool_.meet(thread, warmer);
         multiply(batch, true, thread);
-        pool_.meet();
+        pool_.meet(thread);
         if (thread == 0)
             taken_[true] = 0;
         add(batch, thread);
@@ -157,19 +158,35 @@ void Moe::gather(const Batch &batch, int thread) {
 
 const krasis_matrix &Moe::matrix(bool down) const { return down ? call_.experts.w2 : call_.experts.w13; }
 
-int64_t Moe::units(bool down) const { return units_of(matrix(down), down ? call_.experts.hidden : call_.experts.w13.n); }
+int64_t Moe::k_in(bool down) const { return down ? call_.experts.size : call_.experts.hidden; }
+
+// Whole tiles, where no tile has columns of both.
+int64_t Moe::columns() const {
+    const int64_t half = call_.experts.w13.n / 2;
+    return half % kTileColumns ? half : round_up(call_.experts.size, kTileColumns);
+}
+
+int64_t Moe::units(bool down) const { return units_of(matrix(down), down ? call_.experts.hidden : 2 * columns()); }
 
 // Calls action(part) for what of a product belongs to a share.
 template <class Action>
 void Moe::parts(const Batch &batch, bool down, const Share &share, const Action &action) const {
     const krasis_matrix &first = matrix(down);
     const int64_t units = this->units(down);
+    // Where units of up follow those of gate in a share, and how many lie between them in memory.
+    const int64_t border = down ? units : columns() / kUnit, between = down ? 0 : first.n / 2 / kUnit - border;
     double base = 0;
     for (size_t r = batch.first_run; r < batch.last_run; r++) {
         const Run &run = runs_[r];
         const Kernel kernel(kernels_, first, run.slots);
+        const krasis_matrix matrix = of_expert(first, run.expert * call_.experts.stride);
         share.of(base, run.cost(), units, kernel, [&](int64_t begin, int64_t end) {
-            action(Part{run, of_expert(first, run.expert * call_.experts.stride), kernel, begin, end});
+            if (!between)
+                return action(Part{run, matrix, kernel, begin, end});
+            if (begin < border)
+                action(Part{run, matrix, kernel, begin, std::min(end, border)});
+            if (end > border)
+                action(Part{run, matrix, kernel, std::max(begin, border) + between, end + between});
         });
         base += run.cost() * units;
     }
@@ -187,7 +204,7 @@ Warmer Moe::warmer(const Batch &batch, bool down, int thread) {
     std::optional<Warmer> warmer;
     parts(batch, down, shares(batch, down, thread).own, [&](const Part &part) {
         if (!warmer)
-            warmer.emplace(Place(part.matrix, part.begin, part.end));
+            warmer.emplace(Place(part.matrix, k_in(down), part.begin, part.end));
     });
     return warmer.value_or(Warmer());
 }
@@ -201,13 +218,13 @@ void Moe::multiply(const Batch &batch, bool down, int thread) {
         const int64_t slots = held->run.slots, slot = held->run.first - batch.first_slot;
         const bool one_token = !down && call_.m == 1;
         float *y = (down ? out_ : gate_up_) + slot * matrix.n;
-        const krasis_job job{&matrix, nullptr, slots, 0, matrix.k, y, matrix.n, matrix.n};
+        const krasis_job job{&matrix, nullptr, slots, 0, k_in(down), y, matrix.n, matrix.n};
         const Activations activations = from(down ? inner_ : inputs_, matrix, one_token ? 0 : slot);
         held->kernel.multiply({job, activations, panels_of(thread), next}, held->begin, held->end);
     };
     shares(batch, down, thread).each([&](const Share &share) {
         parts(batch, down, share, [&](const Part &part) {
-            const Place place(part.matrix, part.begin, part.end);
+            const Place place(part.matrix, k_in(down), part.begin, part.end);
             multiply_held({place.codes, place.scales});
             held.emplace(part);
         });
@@ -217,7 +234,7 @@ void Moe::multiply(const Batch &batch, bool down, int thread) {
 
 void Moe::activate(const Batch &batch, int thread) {
     const krasis_experts &experts = call_.experts;
-    const int64_t groups = experts.w2.k / experts.w2.group_size;
+    const int64_t groups = round_up(experts.size, experts.w2.group_size) / experts.w2.group_size;
     double base = 0;
     const Share share(static_cast<double>((batch.last_slot - batch.first_slot) * groups), thread, pool_.threads());
     for (size_t r = batch.first_run; r < batch.last_run; r++)

@@ -70,6 +70,8 @@ private:
     void quantize_groups(int64_t first, int64_t last); // of the only token
     void gather(const Batch &batch, int thread);
     const krasis_matrix &matrix(bool down) const; // of the first expert
+    int64_t k_in(bool down) const;                // of the features that count
+    int64_t columns() const;                      // of gate, and of up, that are computed
     int64_t units(bool down) const;               // of each expert
     template <class Action>
     void parts(const Batch &batch, bool down, const Share &share, const Action &action) const;

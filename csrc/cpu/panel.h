@@ -108,7 +108,7 @@ void multiply_block(const Work &work, const Panels &panels, int64_t token, int p
     for (int t = 0; t < T; t++)
         for (int u = 0; u < U; u++)
             y[t][u] = Isa::floats(0);
-    for (int64_t g = 0; g < groups; g++, scales += kUnit) {
+    for (int64_t g = 0; g < groups_in(work.job); g++, scales += kUnit) {
         typename Isa::Ints sum[T][U];
         for (int t = 0; t < T; t++)
             for (int u = 0; u < U; u++)

@@ -32,7 +32,7 @@ void Pool::wait_for_change(const std::atomic<uint32_t> &value, uint32_t old) {
     value.wait(old, std::memory_order_acquire);
 }
 
-Pool::Pool(int threads) : threads_(threads) {
+Pool::Pool(int threads) : threads_(threads), arrivals_(new Arrivals[threads]) {
     try {
         for (int i = 1; i < threads; i++)
             workers_.emplace_back(&Pool::work, this, i);
@@ -64,19 +64,16 @@ bool Pool::pin(const int32_t *cpus) {
 void Pool::run(Task task, void *context) {
     task_ = task;
     context_ = context;
-    busy_.store(threads_ - 1, std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     task(context, 0);
-    while (const uint32_t left = busy_.load(std::memory_order_acquire))
-        wait_for_change(busy_, left);
+    gather([] { return false; });
 }
 
-// Lets go all who meet.
-void Pool::open() {
-    met_.store(0, std::memory_order_relaxed);
-    meetings_.fetch_add(1, std::memory_order_release);
-    meetings_.notify_all();
+void Pool::arrive(int thread) {
+    std::atomic<uint32_t> &mine = arrivals_[thread].count;
+    mine.store(mine.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+    mine.notify_one();
 }
 
 void Pool::work(int thread) {
@@ -85,8 +82,7 @@ void Pool::work(int thread) {
         if (!task_)
             return;
         task_(context_, thread);
-        if (busy_.fetch_sub(1, std::memory_order_release) == 1)
-            busy_.notify_one();
+        arrive(thread);
     }
 }
 

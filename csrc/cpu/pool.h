@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -41,25 +42,49 @@ public:
     void run(Task task, void *context);
 
     // Within a task, called by every thread: returns once all have come. Those who wait call idle() until it is false.
-    template <class Idle> void meet(Idle &&idle) {
+    template <class Idle> void meet(int thread, Idle &&idle) {
+        if (thread == 0)
+            return open(idle);
         const uint32_t meeting = meetings_.load(std::memory_order_relaxed);
-        if (met_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(threads_))
-            return open();
+        arrive(thread);
         while (meetings_.load(std::memory_order_acquire) == meeting && idle())
             continue;
         wait_for_change(meetings_, meeting);
     }
-    void meet() {
-        meet([] { return false; });
+    void meet(int thread) {
+        meet(thread, [] { return false; });
     }
 
     // Whether waiting threads only spin. Those that sleep already do so until the next call of run().
     void stay_awake(bool awake) { awake_.store(awake, std::memory_order_relaxed); }
 
 private:
+    // How often a thread has come to a meeting or to the end of a task: each writes a line of its own.
+    struct alignas(64) Arrivals {
+        std::atomic<uint32_t> count{0};
+    };
+
     // Returns once `value` is no longer `old`: spins first, sleeps then.
     void wait_for_change(const std::atomic<uint32_t> &value, uint32_t old);
-    void open();
+    void arrive(int thread);
+
+    // Thread 0: returns once all others have arrived as often as it has.
+    template <class Idle> void gather(Idle &&idle) {
+        const uint32_t count = ++arrivals_[0].count;
+        for (int i = 1; i < threads_; i++) {
+            const std::atomic<uint32_t> &found = arrivals_[i].count;
+            for (uint32_t at; (at = found.load(std::memory_order_acquire)) != count;)
+                if (!idle())
+                    wait_for_change(found, at);
+        }
+    }
+
+    template <class Idle> void open(Idle &&idle) {
+        gather(idle);
+        meetings_.fetch_add(1, std::memory_order_release);
+        meetings_.notify_all();
+    }
+
     void work(int thread);
     void stop();
 
@@ -68,9 +93,8 @@ private:
     void *context_ = nullptr;
     std::atomic<bool> awake_{false};
     alignas(64) std::atomic<uint32_t> round_{0};
-    alignas(64) std::atomic<uint32_t> busy_{0};
-    alignas(64) std::atomic<uint32_t> met_{0};
     alignas(64) std::atomic<uint32_t> meetings_{0};
+    const std::unique_ptr<Arrivals[]> arrivals_;
     std::vector<std::thread> workers_;
 };
 

@@ -113,12 +113,17 @@ krasis_status krasis_server::compute(const krasis_slot &slot) {
                           tokens <= mailbox_.tokens;
     if (!in_range)
         return KRASIS_ERROR_SHAPE;
-    const krasis_experts &experts = layers_[layer];
+    krasis_experts experts = layers_[layer];
     std::copy_n(slot.ids, tokens * chosen, ids_.begin());
     const auto no_expert = [&](int64_t id) { return id < -1 || id >= experts.count; };
-    if (std::any_of(ids_.begin(), ids_.begin() + tokens * chosen, no_expert))
+    if (slot.post->inner < 1 || std::any_of(ids_.begin(), ids_.begin() + tokens * chosen, no_expert))
         return KRASIS_ERROR_SHAPE;
-    pairs_ += std::count_if(ids_.begin(), ids_.begin() + tokens * chosen, [](int64_t id) { return id >= 0; });
+    const int32_t size = experts.size;
+    experts.size = std::min(slot.post->inner, size);
+    const int64_t pairs =
+        std::count_if(ids_.begin(), ids_.begin() + tokens * chosen, [](int64_t id) { return id >= 0; });
+    pairs_ += pairs;
+    bytes_ += pairs * (experts.stride * experts.size / size);
     const int64_t hidden = mailbox_.hidden;
     return krasis::alone(team_, [&] {
         team_.moe.run({experts, slot.x, tokens, hidden, ids_.data(), slot.weights, chosen, slot.y, hidden});

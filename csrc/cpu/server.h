@@ -20,7 +20,7 @@ public:
 
     void wake();
     void freeze(bool frozen) { frozen_ = frozen; }
-    void counts(int64_t *counts) const { counts[0] = posts_, counts[1] = pairs_, counts[2] = busy_; }
+    void counts(int64_t *counts) const { counts[0] = posts_, counts[1] = pairs_, counts[2] = busy_, counts[3] = bytes_; }
 
 private:
     void serve();
@@ -38,7 +38,7 @@ private:
     std::vector<int64_t> ids_;
     std::mutex mutex_; // of the condition
     std::condition_variable called_on_;
-    std::atomic<int64_t> posts_{0}, pairs_{0}, busy_{0};
+    std::atomic<int64_t> posts_{0}, pairs_{0}, busy_{0}, bytes_{0};
     std::atomic<bool> called_{true}, frozen_{false}, ending_{false};
     std::thread thread_;
 };

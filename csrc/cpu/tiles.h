@@ -30,7 +30,7 @@ void multiply_tile_block(const Work &work, const Panels &panels, int64_t token, 
     const int8_t *q = work.activations.q + token * k;
     alignas(64) float y[R * kTileTokens][2][kUnit] = {};
     alignas(64) int32_t sum[R][2][kTileTokens][kUnit];
-    for (int64_t g = 0; g < groups; g++, scales += kUnit) {
+    for (int64_t g = 0; g < groups_in(work.job); g++, scales += kUnit) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);

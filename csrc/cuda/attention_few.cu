@@ -55,6 +55,7 @@ __device__ float scale_of(const KeyRows &rows, int head, int position, int end) 
 
 template <int kDim, int kVDim, bool kOne, int kBytes>
 __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
+    follow_previous();
     using S = Shape<kDim, kVDim, kOne, kBytes>;
     constexpr int kKeys = S::kKeys, kOwnKeys = kKeys / kWarps, kTiles = kOwnKeys / 8, kColumns = kVDim / kWarps;
     char *const shared = dynamic_shared();
@@ -223,6 +224,7 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
 
 // A block a token and head: adds up its splits, and the sink.
 __global__ void merge(Call call, int keys, const float *sinks, bf16 *out) {
+    follow_previous();
     __shared__ float weights[kMostSplits];
     __shared__ float memory[4 * kMergeThreads];
     const int token = blockIdx.x / call.heads, head = blockIdx.x % call.heads, lane = threadIdx.x % kWarp;

@@ -37,6 +37,7 @@ template <int kDim, int kVDim> __device__ void copy_tile(char *stage, const Call
 }
 
 template <int kDim, int kVDim> __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 2) attend(Call call) {
+    follow_previous();
     using S = Shape<kDim, kVDim>;
     constexpr int kKeys = S::kKeys;
     char *const stages = dynamic_shared();

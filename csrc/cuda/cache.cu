@@ -7,6 +7,7 @@ namespace {
 constexpr int kThreads = 256, kMostBlocks = 2048;
 
 __global__ void widen(Cache cache, const int *position, int tokens, int window, bf16 *out) {
+    follow_previous();
     const int end = *position + tokens, lane = threadIdx.x % kWarp;
     const int first = max(end - cache.capacity, window ? max(*position - window + 1, 0) : 0);
     const int64_t rows = (int64_t)(end - first) * cache.heads, step = gridDim.x * (kThreads / kWarp);

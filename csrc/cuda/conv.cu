@@ -9,6 +9,7 @@ constexpr int kThreads = 128, kRun = 32;
 template <int kWidth>
 __global__ void conv(const bf16 *x, int64_t tokens, int64_t stride, int channels, const float *weight, float *state,
                      bf16 *y) {
+    follow_previous();
     const int channel = 2 * (blockIdx.x * kThreads + threadIdx.x);
     if (channel >= channels)
         return;

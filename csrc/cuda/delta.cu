@@ -111,6 +111,7 @@ __device__ float quad_sum(float x) {
 }
 
 template <int kDim> __global__ void __launch_bounds__(kThreads) delta(Call call) {
+    follow_previous();
     constexpr int kRows = kDim / kLanes;
     __shared__ Chunk<kDim> chunk;
     const int head = blockIdx.x, part = threadIdx.x % kLanes, own = threadIdx.x / kLanes;

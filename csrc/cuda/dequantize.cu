@@ -30,6 +30,7 @@ __device__ int scale_column(int n, bool one_group) {
 
 template <int Bits>
 __global__ void dequantize(const uint32_t *codes, const bf16 *scales, int k, int n, int group_size, bf16 *out) {
+    follow_previous();
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (i >= (int64_t)n * k)
         return;

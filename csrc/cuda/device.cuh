@@ -23,7 +23,13 @@
  *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices; 32 bits,
  *                                                                       load_acquire also 64
  *     pause_polling()                                                   between two looks at what the host writes
+ *     let_next_begin()                                                  the next kernel may begin, once all blocks say so
+ *     wait_for_previous()                                               until the previous kernel has ended: see below
  *     nanoseconds()                                                     of the device's clock
+ *
+ * From sm_90 on a kernel begins while the one before still runs (programmatic dependent launch). So every thread of every
+ * kernel waits for the previous one before it reads what kernels write, writes anything, or ends: then all kernels before
+ * have ended too. Only what no kernel and no copy ever changes may be read earlier.
  */
 #pragma once
 
@@ -38,6 +44,12 @@
 #endif
 
 constexpr int kWarp = 32;
+
+// How a kernel begins that does nothing before the previous one has ended.
+__device__ inline void follow_previous() {
+    let_next_begin();
+    wait_for_previous();
+}
 
 __device__ inline float warp_sum(float x) {
 #pragma unroll

@@ -120,6 +120,18 @@ __device__ inline void store_release(uint32_t *p, uint32_t value) {
 // A look takes a round trip over the bus already.
 __device__ inline void pause_polling() {}
 
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ inline uint64_t nanoseconds() {
     uint64_t now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -133,12 +145,31 @@ __device__ inline char *dynamic_shared() {
 
 constexpr int kUsualShared = 48 << 10;
 
+// Whether kernels were compiled to wait for the previous one themselves, for the current device.
+template <class Kernel> bool waits_itself(Kernel *kernel) {
+    thread_local int known = -1;
+    thread_local bool waits = false;
+    int device;
+    if (cudaGetDevice(&device) == cudaSuccess && device != known) {
+        cudaFuncAttributes found;
+        waits = cudaFuncGetAttributes(&found, (const void *)kernel) == cudaSuccess && found.ptxVersion >= 90;
+        known = device;
+    }
+    return waits;
+}
+
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void *stream,
            Arguments... arguments) {
     if (shared_bytes > kUsualShared &&
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes) != cudaSuccess)
         return KRASIS_ERROR_DEVICE;
-    kernel<<<grid, block, shared_bytes, (cudaStream_t)stream>>>(Parameters(arguments)...);
+    cudaLaunchAttribute early;
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+    config.stream = (cudaStream_t)stream, config.attrs = &early, config.numAttrs = waits_itself(kernel);
+    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
     return cudaGetLastError() == cudaSuccess ? KRASIS_OK : KRASIS_ERROR_DEVICE;
 }

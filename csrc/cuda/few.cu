@@ -31,7 +31,7 @@ __device__ void store(const Outputs &to, int64_t row, int column, float value) {
 struct Linear {
     Rows rows;
     Dense matrices[KRASIS_CUDA_MOST_PRODUCTS];
-    int count;
+    int count, fixed;
     Outputs out;
     float *partials;
     int32_t *counters;
@@ -41,6 +41,9 @@ struct Linear {
 __device__ int split_start(int batches, int split, int splits) { return (int)((int64_t)batches * split / splits); }
 
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void linear(const Linear p) {
+    let_next_begin();
+    if (!p.fixed)
+        wait_for_previous();
     int which = 0;
     while (which + 1 < p.count && (int)blockIdx.x >= p.matrices[which + 1].first_tile)
         which++;
@@ -67,7 +70,7 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
 struct Routed {
     krasis_cuda_experts experts;
     const int64_t *records;
-    const int32_t *ids;
+    const int32_t *from, *ids; // from: features before count as zero; may be null
     const float *weights;
     int slots;
     const bf16 *x;
@@ -78,6 +81,7 @@ struct Routed {
     int32_t *counters;
 
     __device__ int64_t record(int pair) const { return ids[pair] < 0 ? 0 : records[ids[pair]]; }
+    __device__ int first(int pair) const { return from && ids[pair] >= 0 ? from[ids[pair]] : 0; }
     __device__ Values bias(int64_t record, int64_t offset) const {
         return {offset < 0 ? nullptr : (const void *)(record + offset), experts.bias_type == KRASIS_BFLOAT16};
     }
@@ -85,11 +89,18 @@ struct Routed {
 
 /* Block: 64 columns of h, a pair, a part of k. The first half of the warps has the gate. */
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void up(const Routed p) {
+    follow_previous();
     const krasis_cuda_experts &e = p.experts;
     const int pair = blockIdx.y, tiles = e.size / kTileColumns, warp = threadIdx.x / kWarp, half = blockDim.x / kWarp / 2;
     const int64_t record = p.record(pair);
     if (!record)
         return;
+    bf16 *h = p.h + (int64_t)pair * e.size + blockIdx.x * kTileColumns;
+    if ((int)blockIdx.x * kTileColumns < p.first(pair)) {
+        if (blockIdx.z == 0 && threadIdx.x < kTileColumns)
+            h[threadIdx.x] = to_bf16(0);
+        return;
+    }
     const Strip<Codec> strip((const void *)(record + e.w13_codes), (const void *)(record + e.w13_scales), e.k13,
                              2 * e.size, e.group13, blockIdx.x + warp / half * tiles);
     const Rows rows{p.x + pair / p.slots * p.ldx, p.ldx, 1, e.hidden};
@@ -105,28 +116,32 @@ template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void 
     for (int i = threadIdx.x; i < kTileColumns; i += blockDim.x) {
         const int column = blockIdx.x * kTileColumns + i;
         const float gate = all[i] + value(bias, column), other = all[kTileColumns + i] + value(bias, e.size + column);
-        p.h[(int64_t)pair * e.size + column] = to_bf16(activate({e.alpha, e.limit}, gate, other));
+        h[i] = to_bf16(activate({e.alpha, e.limit}, gate, other));
     }
 }
 
 /* Block: 64 columns, a slot, a token. Slots split the sum. */
 template <class Codec> __global__ __launch_bounds__(kMostWarps * kWarp, 2) void down(const Routed p) {
+    follow_previous();
     const krasis_cuda_experts &e = p.experts;
     const int slot = blockIdx.y, token = blockIdx.z, pair = token * p.slots + slot, tile = blockIdx.x;
     const int warp = threadIdx.x / kWarp;
     const int64_t record = p.record(pair);
+    const int first = p.first(pair), begin = first / e.group2 * e.group2;
     float sums[4][4] = {};
     if (record) {
-        const Strip<Codec> strip((const void *)(record + e.w2_codes), (const void *)(record + e.w2_scales), e.size, e.n2,
+        const Strip<Codec> whole((const void *)(record + e.w2_codes), (const void *)(record + e.w2_scales), e.size, e.n2,
                                  e.group2, tile);
-        const Rows rows{p.h + (int64_t)pair * e.size, e.size, 1, e.size};
+        const Strip<Codec> strip = whole.from(begin);
+        const Rows rows{p.h + (int64_t)pair * e.size + begin, e.size, 1, strip.k};
         sum_batches(strip, rows, warp, strip.batches(), blockDim.x / kWarp,
                     dynamic_shared() + warp * 2 * Strip<Codec>::kRowBytes, sums);
     }
     float *all = add_warps(sums, Codec::kShift, 1, 1);
     const int column = tile * kTileColumns + threadIdx.x;
     if (threadIdx.x < kTileColumns)
-        all[threadIdx.x] = record ? p.weights[pair] * (all[threadIdx.x] + value(p.bias(record, e.b2), column)) : 0;
+        all[threadIdx.x] =
+            record ? p.weights[pair] * (all[threadIdx.x] + (first ? 0 : value(p.bias(record, e.b2), column))) : 0;
     if (!add_splits(all, kTileColumns, token * gridDim.x + tile, slot, p.slots, p.partials, p.counters))
         return;
     if (threadIdx.x < kTileColumns && column < e.hidden)
@@ -190,8 +205,8 @@ template <class F> int for_codec(int codec, const F &call) {
 } // namespace
 
 extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
-                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
-                                      int32_t *counters, int blocks, void *stream) {
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int fixed,
+                                      float *partials, int32_t *counters, int blocks, void *stream) {
     if (const int status = check_linear(products, count, x, m, ldx, k_in, y, y_type, ldy))
         return status;
     if (!partials || !counters)
@@ -200,7 +215,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
         return KRASIS_ERROR_SHAPE;
     for (const int codec : {KRASIS_INT4, KRASIS_INT8, KRASIS_MXFP4}) {
         Linear p = {};
-        p.rows = {(const bf16 *)x, ldx, m, k_in}, p.partials = partials, p.counters = counters;
+        p.rows = {(const bf16 *)x, ldx, m, k_in}, p.fixed = fixed, p.partials = partials, p.counters = counters;
         p.out = {y, ldy, y_type == KRASIS_FLOAT32, 0};
         int column = 0, tile = 0;
         for (int i = 0; i < count; i++) {
@@ -222,10 +237,10 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
     return KRASIS_OK;
 }
 
-extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *ids,
-                                       const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
-                                       uint16_t *h, void *out, int out_type, int add, float *partials,
-                                       int32_t *counters, int blocks, void *stream) {
+extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *first,
+                                       const int32_t *ids, const float *weights, int tokens, int slots,
+                                       const uint16_t *x, int64_t ldx, uint16_t *h, void *out, int out_type, int add,
+                                       float *partials, int32_t *counters, int blocks, void *stream) {
     if (const int status = check_experts(experts, records, tokens, slots))
         return status;
     if (const int status = check_rows(x, tokens, ldx, experts->hidden))
@@ -238,10 +253,10 @@ extern "C" int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const
         return KRASIS_ERROR_ALIGNMENT;
     if (tokens > kFewRows || blocks > kMostBlocks || (int64_t)tokens * slots * experts->n2 > KRASIS_CUDA_PARTIALS)
         return KRASIS_ERROR_SHAPE;
-    const Routed p{*experts, records, ids, weights, slots, (const bf16 *)x, ldx, (bf16 *)h,
+    const Routed p{*experts, records, first, ids, weights, slots, (const bf16 *)x, ldx, (bf16 *)h,
                    {out, experts->hidden, out_type == KRASIS_FLOAT32, add}, partials, counters};
-    const auto first = [&](auto of) { return run_up<decltype(of)>(p, tokens, blocks, stream); };
-    if (const int status = for_codec(experts->codec13, first))
+    const auto up = [&](auto of) { return run_up<decltype(of)>(p, tokens, blocks, stream); };
+    if (const int status = for_codec(experts->codec13, up))
         return status;
     return for_codec(experts->codec2, [&](auto of) { return run_down<decltype(of)>(p, tokens, stream); });
 }

@@ -29,6 +29,14 @@ template <class Codec> struct Strip {
           scale_pitch((int64_t)n / kTileColumns * kTileScales), k(k), group_bits(log2_group(group)),
           one_group(group == k) {}
 
+    /* Without the first `features` of k, whole groups. */
+    __device__ Strip from(int features) const {
+        Strip rest = *this;
+        rest.codes += features / kTileDepth * pitch, rest.scales += (features >> group_bits) * scale_pitch;
+        rest.k -= features;
+        return rest;
+    }
+
     __device__ int batches() const { return (k + kBatch - 1) / kBatch; }
 };
 
@@ -38,11 +46,25 @@ struct Rows {
     int m, k_in;
 };
 
+/* The rows' share of a batch, into shared memory of the warp. */
+template <class Codec> __device__ inline void load_rows(const Rows &rows, int number, char *x) {
+    using S = Strip<Codec>;
+    constexpr int kChunks = S::kBatch / 8;
+    const int lane = threadIdx.x % kWarp, k = number * S::kBatch;
+    for (int i = lane; i < rows.m * kChunks; i += kWarp) {
+        const int row_of_x = i / kChunks, at = k + i % kChunks * 8;
+        const bool inside = at < rows.k_in;
+        copy_async(x + row_of_x * S::kRowBytes + i % kChunks * 16, rows.x + row_of_x * rows.ldx + (inside ? at : 0),
+                   inside);
+    }
+    copy_async_commit();
+}
+
 template <class Codec> struct Batch {
     uint4 codes[Strip<Codec>::kLevels][Codec::kVectors];
     uint4 scales; // lane 4 g + t: those of the batch's group t
 
-    __device__ void load(const Strip<Codec> &strip, const Rows &rows, int number, char *x) {
+    __device__ void load(const Strip<Codec> &strip, int number) {
         using S = Strip<Codec>;
         const int lane = threadIdx.x % kWarp, k = number * S::kBatch;
         const char *at = strip.codes + number * S::kLevels * strip.pitch + lane * Codec::kVectors * 16;
@@ -54,14 +76,6 @@ template <class Codec> struct Batch {
                     k + level * kTileDepth < strip.k ? load_fixed(at + level * strip.pitch + v * 16) : uint4{};
         const int row = min((k >> strip.group_bits) + lane % 4, (strip.k >> strip.group_bits) - 1);
         scales = Codec::scales(strip.scales + row * strip.scale_pitch, lane / 4, strip.one_group);
-        constexpr int kChunks = S::kBatch / 8;
-        for (int i = lane; i < rows.m * kChunks; i += kWarp) {
-            const int row_of_x = i / kChunks, at = k + i % kChunks * 8;
-            const bool inside = at < rows.k_in;
-            copy_async(x + row_of_x * S::kRowBytes + i % kChunks * 16, rows.x + row_of_x * rows.ldx + (inside ? at : 0),
-                       inside);
-        }
-        copy_async_commit();
     }
 
     __device__ void multiply(const Strip<Codec> &strip, const Rows &rows, const char *x, float (&sums)[4][4]) const {
@@ -104,18 +118,22 @@ template <class Codec> struct Batch {
     }
 };
 
-/* Batches first, first + step, ... before last, by one warp. x: its own shared memory, 2 x m rows. */
+/* Batches first, first + step, ... before last, by one warp. x: its own shared memory, 2 x m rows. The first weights are
+ * read before the previous kernel has ended, unless the caller has waited for it; x never is. */
 template <class Codec>
 __device__ inline void sum_batches(const Strip<Codec> &strip, const Rows &rows, int first, int last, int step, char *x,
                                    float (&sums)[4][4]) {
-    if (first >= last)
-        return;
     char *here = x, *there = x + rows.m * Strip<Codec>::kRowBytes;
     Batch<Codec> now, next;
-    now.load(strip, rows, first, here);
+    if (first < last)
+        now.load(strip, first);
+    wait_for_previous();
+    if (first < last)
+        load_rows<Codec>(rows, first, here);
     for (int batch = first; batch < last; batch += step) {
         if (batch + step < last) {
-            next.load(strip, rows, batch + step, there);
+            next.load(strip, batch + step);
+            load_rows<Codec>(rows, batch + step, there);
             copy_async_wait<1>();
         } else {
             copy_async_wait<0>();

@@ -252,6 +252,7 @@ __device__ inline void activate_pair(const Gemm &p, bool up, int tile, float *gi
 
 template <class Codec, class Shape, bool Gated>
 __global__ __launch_bounds__(Shape::kThreads, Shape::kThreads <= 128 ? 2 : 1) void gemm(const Gemm p) {
+    follow_previous();
     using S = Stages<Codec, Shape>;
     Place place;
     if (!find_place(p, Shape::kRows, place))

@@ -70,6 +70,7 @@ __device__ void turn_head(const Heads &heads, int token, int head, int position,
 }
 
 __global__ void turn(Three all, float eps, Angles angles, const int *position) {
+    follow_previous();
     __shared__ float rows[kWarps][kMostDim];
     const int warp = threadIdx.x / kWarp;
     int head = blockIdx.x * kWarps + warp;

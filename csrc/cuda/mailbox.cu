@@ -1,4 +1,6 @@
 // The GPU's side of the mailbox: posts cold experts to the CPU, waits for their sum and adds it.
+#include <limits.h>
+
 #include "device.cuh"
 #include "krasis_cuda.h"
 
@@ -36,28 +38,18 @@ __device__ int count_cold(const int32_t *ids, const int32_t *where, int pairs) {
     return count;
 }
 
-__device__ bool is_read(const krasis_cuda_split &split, int cold, int rank) {
-    return split.read && rank < split.read[cold];
-}
-
-// The first warp's: addresses of what the device reads itself, and what is left for the CPU.
-__device__ void divide(const krasis_cuda_split &split, const krasis_slot &slot, bool posts, int cold, const int32_t *ids,
+// The first warp's: what the device reads itself, and what is left for the CPU.
+__device__ void divide(const krasis_cuda_split &split, const krasis_slot &slot, bool posts, int cut, const int32_t *ids,
                        const float *weights, const int32_t *where, int pairs) {
-    int before = 0;
-    for (int first = 0; first < pairs; first += kWarp) {
-        const int lane = threadIdx.x % kWarp, i = first + lane;
-        const bool is = i < pairs && is_cold(ids[i], where);
-        const unsigned all = __ballot_sync(0xffffffffu, is);
-        const bool read = is && is_read(split, cold, before + __popc(all & ((1u << lane) - 1)));
-        before += __popc(all);
-        if (i >= pairs)
-            continue;
-        if (split.read) {
-            const int id = ids[i];
-            split.records[i] = read ? split.host + id * split.stride : id < 0 || is ? 0 : split.table[id];
+    for (int i = threadIdx.x; i < pairs; i += kWarp) {
+        const int id = ids[i];
+        const bool cold = is_cold(id, where);
+        if (split.cut) {
+            split.records[i] = cold ? split.host + id * split.stride : id < 0 ? 0 : split.table[id];
+            split.first[i] = cold ? cut : 0;
         }
         if (posts) {
-            slot.ids[i] = is && !read ? ids[i] : -1;
+            slot.ids[i] = cold ? id : -1;
             slot.weights[i] = weights[i];
         }
     }
@@ -67,12 +59,13 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     post(Slots slots, krasis_mailbox_state *state, int layer, int tokens, const T *x, int quads, const int32_t *ids,
          const float *weights, const int32_t *where, int pairs, krasis_cuda_split split, int32_t *uses) {
+    follow_previous();
     const int thread = threadIdx.x;
     // Under way while the experts are looked up.
     float4 values = thread < quads ? load_quad(x, thread) : make_float4(0, 0, 0, 0);
     const uint32_t number = state->number + 1;
-    const int cold = count_cold(ids, where, pairs);
-    const bool posts = !state->failed && cold > (split.read ? split.read[cold] : 0);
+    const int cold = count_cold(ids, where, pairs), cut = split.cut ? split.cut[cold] : INT_MAX;
+    const bool posts = !state->failed && cold && cut;
     const krasis_slot slot = slots.of(number);
     if (posts)
         for (int quad = thread; quad < quads; quad += kThreads) {
@@ -81,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
                 values = load_quad(x, quad + kThreads);
         }
     if (thread < kWarp)
-        divide(split, slot, posts, cold, ids, weights, where, pairs);
+        divide(split, slot, posts, cut, ids, weights, where, pairs);
     __syncthreads();
     // Other warps', so that what follows does not have to wait for it.
     if (uses)
@@ -97,6 +90,7 @@ __global__ void __launch_bounds__(kThreads)
     state->number = number;
     slot.post->layer = layer;
     slot.post->tokens = tokens;
+    slot.post->inner = cut;
     // Releases what the whole block wrote: the barrier comes before it.
     store_release(&slot.post->number, number);
 }
@@ -117,6 +111,7 @@ __device__ uint32_t wait_for(const krasis_reply *reply, uint32_t number, uint64_
 template <class T>
 __global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state,
                                                      T *out, int quads, uint64_t timeout, const char *ahead, int64_t bytes) {
+    follow_previous();
     if (!state->waits)
         return;
     const int adders = bytes ? gridDim.x - kFetchers : gridDim.x, fetcher = blockIdx.x - adders;
@@ -165,7 +160,7 @@ extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
     if (!state || !x || !ids || !weights || !where)
         return KRASIS_ERROR_NULL;
     const krasis_cuda_split given = split ? *split : krasis_cuda_split{};
-    if (given.read && (!given.table || !given.records || !given.host))
+    if (given.cut && (!given.table || !given.records || !given.first || !given.host))
         return KRASIS_ERROR_NULL;
     if (const int status = check(mailbox, tokens, x, x_type))
         return status;

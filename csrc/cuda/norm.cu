@@ -8,6 +8,7 @@ namespace {
 template <class X, class Add>
 __global__ void norm(X *x, int64_t x_stride, const Add *add, int64_t add_stride, int n, const float *weight, float eps,
                      bf16 *y) {
+    follow_previous();
     __shared__ float sums[kWarp];
     x += blockIdx.x * x_stride;
     y += (int64_t)blockIdx.x * n;
@@ -32,6 +33,7 @@ __global__ void norm(X *x, int64_t x_stride, const Add *add, int64_t add_stride,
 // y = x / rms(x) weight silu(z), a warp a head.
 __global__ void gated_norm(const float *x, const bf16 *z, int64_t z_stride, int64_t rows, int heads, int dim,
                            const float *weight, float eps, bf16 *y) {
+    follow_previous();
     const int64_t row = (int64_t)blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
     const int lane = threadIdx.x % kWarp;
     if (row >= rows)

@@ -24,6 +24,7 @@ __device__ uint64_t warp_greatest(uint64_t x) {
 template <int kHeld>
 __global__ void route(const float *logits, const float *bias, int64_t tokens, int experts, int chosen, int kind,
                       bool normalize, float scale, int *ids, float *weights) {
+    follow_previous();
     const int64_t token = (int64_t)blockIdx.x * kTokens + threadIdx.x / kWarp;
     const int lane = threadIdx.x % kWarp;
     if (token >= tokens)

@@ -32,6 +32,7 @@ __device__ int scan(int *counts, int size) {
 
 /* counts[expert][chunk] of every chunk of pairs. */
 __global__ void count_pairs(const int32_t *ids, int total, int experts, int chunks, int32_t *counts) {
+    follow_previous();
     int *mine = (int *)dynamic_shared();
     for (int e = threadIdx.x; e < experts; e += kThreads)
         mine[e] = 0;
@@ -46,6 +47,7 @@ __global__ void count_pairs(const int32_t *ids, int total, int experts, int chun
 
 /* A warp an expert: its counts become those of the chunks before, totals[expert] their sum. */
 __global__ void sum_chunks(int experts, int chunks, int32_t *counts, int32_t *totals) {
+    follow_previous();
     const int expert = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     if (expert >= experts)
         return;
@@ -68,6 +70,7 @@ __global__ void sum_chunks(int experts, int chunks, int32_t *counts, int32_t *to
 
 __global__ void place_pairs(const int32_t *ids, int total, int experts, int chunks, const int32_t *counts,
                             const int32_t *totals, int32_t *offsets, int32_t *pairs) {
+    follow_previous();
     __shared__ int chunk_ids[kThreads];
     int *starts = (int *)dynamic_shared();
     for (int e = threadIdx.x; e < experts; e += kThreads)
@@ -91,6 +94,7 @@ __global__ void place_pairs(const int32_t *ids, int total, int experts, int chun
 
 /* One block. tiles[0]: their number; then {expert, first row, rows} of each. */
 __global__ void make_tiles(const int32_t *offsets, const int32_t *list, int count, int rows, int4 *tiles) {
+    follow_previous();
     int *starts = (int *)dynamic_shared();
     for (int i = threadIdx.x; i < count; i += kThreads)
         starts[i] = (offsets[list[i] + 1] - offsets[list[i]] + rows - 1) / rows;
@@ -116,6 +120,7 @@ __device__ void write(bf16 *p, float value) { *p = to_bf16(value); }
 template <class T>
 __global__ void combine(const bf16 *y, const int32_t *ids, const float *weights, const int64_t *records, int slots,
                         int hidden, T *out, int add) {
+    follow_previous();
     const int column = 4 * (blockIdx.x * kThreads + threadIdx.x);
     const int64_t token = blockIdx.y;
     if (column >= hidden)

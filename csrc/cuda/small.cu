@@ -12,6 +12,7 @@ enum class Form { kGate, kSwiglu };
 template <Form form>
 __global__ void pointwise(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, int64_t fours, int n,
                           bf16 *y) {
+    follow_previous();
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (i >= fours)
         return;
@@ -25,6 +26,7 @@ __global__ void pointwise(const bf16 *a, int64_t a_stride, const bf16 *b, int64_
 template <class Gate>
 __global__ void add_gated(float *out, const bf16 *y, int64_t y_stride, const Gate *gate, int64_t gate_stride,
                           int64_t fours, int n) {
+    follow_previous();
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (i >= fours)
         return;
@@ -41,6 +43,7 @@ __global__ void add_gated(float *out, const bf16 *y, int64_t y_stride, const Gat
 
 // A row a block. An id out of range counts as the nearest one within: it can't be refused here.
 __global__ void embed(const bf16 *table, int rows, int n, const int *ids, float *out) {
+    follow_previous();
     const int id = min(max(ids[blockIdx.x], 0), rows - 1);
     for (int i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x)
         write_four(out + (int64_t)blockIdx.x * n + i, read_four(table + (int64_t)id * n + i));
@@ -66,6 +69,7 @@ __device__ Best block_best(Best mine, Best *shared) {
 }
 
 __global__ void best_of_parts(const float *logits, int n, Best *parts) {
+    follow_previous();
     __shared__ float memory[2 * kThreads / kWarp];
     Best mine{-INFINITY, 0};
     for (int i = blockIdx.x * kThreads + threadIdx.x; i < n; i += gridDim.x * kThreads)
@@ -76,6 +80,7 @@ __global__ void best_of_parts(const float *logits, int n, Best *parts) {
 }
 
 __global__ void best_part(const Best *parts, int count, int *token, int *position, int tokens) {
+    follow_previous();
     __shared__ float memory[2 * kThreads / kWarp];
     Best mine{-INFINITY, 0};
     for (int i = threadIdx.x; i < count; i += kThreads)

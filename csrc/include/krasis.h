@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 #define KRASIS_API __attribute__((visibility("default")))
-#define KRASIS_ABI_VERSION 4
+#define KRASIS_ABI_VERSION 5
 
 typedef enum krasis_status {
     KRASIS_OK = 0,
@@ -232,8 +232,8 @@ typedef enum krasis_activation {
 
 /* The experts of a layer, all alike: record e has every array of the first one e * stride bytes further.
  * w13 has gate over up: column i of gate is i, of up w13.n / 2 + i. Biases, laid out as the columns, are null or float32 or
- * bf16 bits. `hidden` columns go in and come out, `size` lie between; matrices may be larger, as they are padded. All are
- * quantized. */
+ * bf16 bits. `hidden` columns go in and come out, `size` lie between; matrices may be larger, as they are padded, or as
+ * only the first features between are wanted: no more is read of them than it takes. All are quantized. */
 typedef struct krasis_experts {
     krasis_matrix w13, w2;
     const void *b13, *b2;

@@ -62,10 +62,11 @@ KRASIS_API int krasis_cuda_linear(const krasis_cuda_product *products, int count
 #define KRASIS_CUDA_PARTIALS (1 << 20)
 #define KRASIS_CUDA_COUNTERS (1 << 14)
 
-/* The same for at most KRASIS_CUDA_MOST_FEW rows. */
+/* The same for at most KRASIS_CUDA_MOST_FEW rows. `fixed`: nothing ever changes the matrices once a kernel reads them, so
+ * that they are read while what makes x still runs. */
 KRASIS_API int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
-                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, float *partials,
-                                      int32_t *counters, int blocks, void *stream);
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int fixed,
+                                      float *partials, int32_t *counters, int blocks, void *stream);
 
 /* The experts of a layer, whose records are alike: w13 [hidden -> 2 * size] is gate over up, w2 [size -> hidden]. */
 typedef struct krasis_cuda_experts {
@@ -105,10 +106,13 @@ KRASIS_API int krasis_cuda_combine(const uint16_t *y, const int32_t *ids, const 
                                    int tokens, int slots, int hidden, void *out, int out_type, int add, void *stream);
 
 /* The whole of it for at most KRASIS_CUDA_MOST_FEW tokens; experts whose record is 0 or id is -1 add nothing. h is scratch,
- * bf16 [tokens * slots][size]. tokens * slots * n2 floats of partials must do. */
-KRASIS_API int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *ids,
-                                       const float *weights, int tokens, int slots, const uint16_t *x, int64_t ldx,
-                                       uint16_t *h, void *out, int out_type, int add, float *partials,
+ * bf16 [tokens * slots][size]. tokens * slots * n2 floats of partials must do.
+ *
+ * `first`, if not null, is for every record the feature between w13 and w2, a multiple of 64, from which on the expert is
+ * computed: what those before add is someone else's, and so is b2 where there are any. */
+KRASIS_API int krasis_cuda_experts_few(const krasis_cuda_experts *experts, const int64_t *records, const int32_t *first,
+                                       const int32_t *ids, const float *weights, int tokens, int slots, const uint16_t *x,
+                                       int64_t ldx, uint16_t *h, void *out, int out_type, int add, float *partials,
                                        int32_t *counters, int blocks, void *stream);
 
 /* Of a mailbox, in device memory, zeroed at first: what its kernels tell each other. */
@@ -119,18 +123,20 @@ typedef struct krasis_mailbox_state {
     uint32_t missed; /* cold pairs of all calls so far, modulo 2^32 */
 } krasis_mailbox_state;
 
-/* How cold pairs are divided: of n of them the device reads the first read[n] itself, from the records at `host`, `stride`
- * bytes apart, and the CPU gets the others. records[pair] receives the address of what the device is to read, 0 for none:
- * where a pair's expert is resident that is in table[expert]. Without `read` all are the CPU's, and nothing is written. */
+/* How cold pairs are divided: of n of them the CPU gets the first cut[n] features between w13 and w2, and the device itself
+ * reads what the others take, from the records at `host`, `stride` bytes apart. records[pair] and first[pair] receive what
+ * krasis_cuda_experts_few is to be given: the address, 0 for none, which is in table[expert] where a pair's expert is
+ * resident, and cut[n] where it is cold, else 0. Without `cut` all are the CPU's, and nothing is written. */
 typedef struct krasis_cuda_split {
-    const int32_t *read; /* [pairs + 1] */
+    const int32_t *cut; /* [pairs + 1] */
     const int64_t *table;
     int64_t host, stride;
     int64_t *records; /* [pairs] */
+    int32_t *first;   /* [pairs] */
 } krasis_cuda_split;
 
 /* Posts the pairs of x[tokens][hidden] (float32 or bf16), ids and weights [tokens][chosen] whose expert is cold:
- * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where no pair is left to the CPU.
+ * `where`[experts] is negative for those. Ids of -1 are nobody's. Nothing is posted where nothing is left to the CPU.
  * `split` may be null. The sizes but `tokens` are the mailbox's, whose memory is the device's address of it. x is aligned to
  * four elements. uses[experts] counts all pairs, cold or not, unless it is null. */
 KRASIS_API int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int layer, int tokens,

@@ -15,7 +15,7 @@
  *     weights  float32 [tokens][chosen]
  *     y        float32 [tokens][hidden]
  *
- * Whoever posts fills x, ids, weights, layer and tokens, and then stores `number` with release. The server answers posts
+ * Whoever posts fills x, ids, weights, layer, tokens and inner, and then stores `number` with release. The server answers posts
  * in order: it fills y, and then stores the reply with release. At most two posts are unanswered. */
 #ifndef KRASIS_MAILBOX_H
 #define KRASIS_MAILBOX_H
@@ -42,7 +42,8 @@ typedef struct krasis_mailbox {
 typedef struct krasis_post {
     uint32_t number;
     int32_t layer, tokens;
-    uint8_t unused[KRASIS_MAILBOX_LINE - 12];
+    int32_t inner; /* only the first so many features between w13 and w2 are the CPU's; all, where there are not as many */
+    uint8_t unused[KRASIS_MAILBOX_LINE - 16];
 } krasis_post;
 
 typedef struct krasis_reply {
@@ -107,8 +108,8 @@ static inline krasis_status krasis_mailbox_check(const krasis_mailbox *box) {
 }
 
 /* A thread that answers posts of `count` layers on a pool, as krasis_moe does: a token's result is bit for bit that of its
- * pairs without those of id -1, zeros where none is left. A post of a layer, number of tokens or id that there is not is
- * answered with KRASIS_ERROR_SHAPE. The pool and what the layers point to outlive the server; a pool has one server.
+ * pairs without those of id -1, zeros where none is left, by experts whose `size` is the post's `inner`. A post of a layer,
+ * number of tokens or id that there is not, or with inner < 1, is answered with KRASIS_ERROR_SHAPE. The pool and what the layers point to outlive the server; a pool has one server.
  *
  * The server and the pool's threads spin, so that a post is taken at once. After 50 ms without one they sleep, and the
  * server looks every 100 us. `status`, if not null, receives the reason for a null result. */
@@ -120,7 +121,8 @@ KRASIS_API krasis_server *krasis_server_create(krasis_pool *pool, const krasis_e
 KRASIS_API void krasis_server_destroy(krasis_server *server);
 /* Posts will come soon: spin from now on. */
 KRASIS_API void krasis_server_wake(krasis_server *server);
-/* counts[3]: posts answered so far, their (token, expert) pairs, and nanoseconds spent on them. */
+/* counts[4]: posts answered so far, their (token, expert) pairs, nanoseconds spent on them, and bytes of records that are
+ * the share of the features computed of each pair. */
 KRASIS_API void krasis_server_counts(const krasis_server *server, int64_t *counts);
 /* While `frozen` is not 0, posts are not taken: for tests of those who wait. */
 KRASIS_API void krasis_server_freeze(krasis_server *server, int frozen);

@@ -11,7 +11,7 @@ from krasis.errors import KrasisError
 ERROR_ISA = 7
 """The status where this machine lacks the instruction set."""
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 _INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 Signatures = dict[str, tuple[Any, list[Any]]]

@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import TracebackType
 
 import torch
@@ -67,12 +67,12 @@ class Mailbox:
 
 
 class Slot:
-    """Views of a post's memory: `post` int32 [number, layer, tokens], `reply` int32 [number, status], x and y float32
-    [tokens, hidden], ids int32 and weights float32 [tokens, chosen]."""
+    """Views of a post's memory: `post` int32 [number, layer, tokens, inner], `reply` int32 [number, status], x and y
+    float32 [tokens, hidden], ids int32 and weights float32 [tokens, chosen]."""
 
     def __init__(self, box: Mailbox, at: int) -> None:
         rows, pairs = box.tokens * box.hidden, box.tokens * box.chosen
-        self.post = box.part(at, 3, torch.int32)
+        self.post = box.part(at, 4, torch.int32)
         self.reply = box.part(at + _LINE, 2, torch.int32)
         at += 2 * _LINE
         self.x = box.part(at, rows, torch.float32).view(box.tokens, -1)
@@ -86,14 +86,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class Counts:
-    """Posts answered, pairs of tokens and experts computed for them, and seconds that took."""
+    """Posts answered, pairs of tokens and experts computed for them, seconds that took, and bytes of experts' records.
 
-    posts: int
-    pairs: int
-    seconds: float
+    Of experts that were computed in part, bytes are the share of their features.
+    """
+
+    posts: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    read: int = 0
 
     def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(self.posts - other.posts, self.pairs - other.pairs, self.seconds - other.seconds)
+        return Counts(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Server:
@@ -124,9 +128,9 @@ class Server:
     @property
     def counts(self) -> "Counts":
         """What was done so far."""
-        found = (ctypes.c_int64 * 3)()
+        found = (ctypes.c_int64 * 4)()
         cpu_library().krasis_server_counts(self._handle, found)
-        return Counts(found[0], found[1], found[2] / 1e9)
+        return Counts(found[0], found[1], found[2] / 1e9, found[3])
 
     def freeze(self, *, frozen: bool = True) -> None:
         """Take no posts, until told otherwise: for tests of those who wait."""

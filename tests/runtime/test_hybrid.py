@@ -24,7 +24,7 @@ BY_GPU = replace(REFERENCE, host_read=1e7, together=1e9)
 """Of these small experts the GPU reads all that a token misses itself."""
 BY_CPU = replace(REFERENCE, pcie=1.0)
 BY_BOTH = replace(REFERENCE, hand_off_s=20e-6, pcie=1e9, host_read=1e9, together=2e9)
-"""Half of them by the GPU, rounded down."""
+"""Half of each by the GPU, but for padding."""
 
 NEAR = {"bf16": 0.03, "fp8": 0.08}
 """Of the logits' norm. Each kernel rounds to bfloat16, 2^-9, and the CPU's experts take activations in 8 bits: 0.2% to
@@ -151,11 +151,14 @@ def test_missed_experts_of_a_token_are_computed_by_whom_rates_say(
 ):
     engine, right = hybrid(pack_of(family), device, COLD, rates=rates), expected(pack_of(family))
     _, state = prefilled(engine, ids[:PREFILLED])
-    before = engine._colleague.counts.pairs
+    before = engine.traffic()
     found = decoded(engine, ids[PREFILLED : PREFILLED + DECODED], state)
     assert apart(found, right[PREFILLED : PREFILLED + DECODED]) < NEAR["bf16"]
-    asked = {BY_GPU: 0, BY_BOTH: {4: 2, 2: 1}[engine.chosen], BY_CPU: engine.chosen}[rates]
-    assert engine._colleague.counts.pairs - before == DECODED * len(engine.experts_of) * asked
+    part, size = {"qwen3_moe": (64, 96), "gpt_oss": (128, 224)}[family]
+    features = {BY_GPU: 0, BY_BOTH: part, BY_CPU: size}[rates]
+    moved = engine.traffic() - before
+    assert moved.missed == DECODED * len(engine.experts_of) * engine.chosen
+    assert moved.cpu_read == moved.missed * (engine.expert_bytes * features // size)
 
 
 @on_devices

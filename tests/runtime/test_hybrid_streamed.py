@@ -167,6 +167,8 @@ def test_weights_are_there_while_their_layer_runs(layers, device, dense):
             with stream.there(turn):
                 assert lies_there(pack, stream, layer)
     assert places == {name: place.data_ptr() for name, place in stream.places.items()}
+    assert all(stream.passes(place) for place in stream.places.values())
+    assert not stream.passes(torch.zeros(1, device=device))
     assert stream.copied == 3 * sum(outline(pack.manifest).layers[layer].passing for layer in layers)
 
 

@@ -93,6 +93,8 @@ void begin() {
     Block &now = block();
     now.body(now.arguments);
     now.running->waits = Waits::kEver;
+    if (!now.running->waited)
+        fail("a thread that did not wait for the previous kernel");
     if (warp().arrived)
         fail("a lane ended while its warp was meeting");
     Fiber *other = next();
@@ -114,7 +116,7 @@ void run_block(char *stacks) {
         void **top = reinterpret_cast<void **>(stacks + (size_t)(i + 1) * kStack) - 2;
         *top = reinterpret_cast<void *>(begin);
         fiber.stack_pointer = top - kSaved, fiber.waits = Waits::kNothing;
-        fiber.index = dim3(x, y, z), fiber.number = i, fiber.commits = 0, fiber.copies = 0;
+        fiber.index = dim3(x, y, z), fiber.number = i, fiber.commits = 0, fiber.copies = 0, fiber.waited = false;
         if (i % kLanes == 0)
             now.warps[i / kLanes] = {now.threads - i < kLanes ? now.threads - i : kLanes, 0, 0, {}};
     }
@@ -153,6 +155,8 @@ void leave(const void *mine, size_t bytes) { std::memcpy(left(warp().meetings, l
 
 void copy(void *to, const void *from, bool valid) {
     Fiber &mine = self();
+    if (!mine.waited)
+        fail("an asynchronous copy before the previous kernel has ended");
     if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16))
         fail("an asynchronous copy that is not aligned to 16 bytes");
     if (mine.copies == kMostCopies)

@@ -62,6 +62,7 @@ struct Fiber {
     dim3 index;
     int number;
     unsigned commits;
+    bool waited; // for the previous kernel
     int copies;
     Copy under_way[kMostCopies];
 };
@@ -223,6 +224,8 @@ inline void fence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline uint32_t load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 inline uint64_t load_acquire(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 inline void store_release(uint32_t *p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+inline void let_next_begin() {}
+inline void wait_for_previous() { emulated::self().waited = true; }
 inline void pause_polling() { std::this_thread::yield(); }
 inline uint64_t nanoseconds() {
     return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();

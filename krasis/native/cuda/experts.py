@@ -10,6 +10,9 @@ from krasis.errors import InputError
 from krasis.native.cuda.gemm import CODECS, TILES, Form, Scratch, Tile, check, check_rows, tile_for
 from krasis.native.cuda.library import INT, LONG, POINTER, TYPES, Function
 
+CUT = 64
+"""Features between w13 and w2 are cut at multiples of this: tiles of w13's columns."""
+
 _CHUNK = 256
 
 _sort = Function("krasis_cuda_sort", POINTER, INT, INT, INT, POINTER, POINTER, POINTER)
@@ -20,7 +23,7 @@ _down = Function("krasis_cuda_experts_down", *_GROUPED, POINTER, POINTER, INT)
 _combine = Function("krasis_cuda_combine", POINTER, POINTER, POINTER, POINTER, INT, INT, INT, POINTER, INT, INT)
 _few = Function(
     "krasis_cuda_experts_few",
-    *(POINTER, POINTER, POINTER, POINTER, INT, INT, POINTER, LONG),
+    *(POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, POINTER, LONG),
     *(POINTER, POINTER, INT, INT, POINTER, POINTER, INT),
 )
 
@@ -180,17 +183,22 @@ def experts_few(
     out: Tensor,
     scratch: Scratch,
     *,
+    first: Tensor | None = None,
     add: bool = False,
 ) -> Tensor:
     """All of it for at most `MOST_FEW` tokens, without rounding weights: out as that of `combine`, which is returned.
 
-    h is scratch, bfloat16 [tokens * slots, size]. Nothing is read of experts whose record is 0, or of ids of -1.
+    h is scratch, bfloat16 [tokens * slots, size]. Nothing is read of experts whose record is 0, or of ids of -1. With
+    `first`, int32 as many as `records`, only features from first[expert] on are computed, a multiple of
+    `CUT`; b2 is added where that is 0.
     """
     tokens, slots, _ = _check_routed(ids, weights, out)
     if check_rows(x) != (tokens, form.hidden) or out.shape[1] != form.hidden:
         raise InputError(f"x {tuple(x.shape)}", expected=f"({tokens}, {form.hidden}), as the result")
     check(h, "h", torch.bfloat16, (tokens * slots, form.size))
-    routed = form.address, records, ids, weights, tokens, slots, x, x.stride(0)
+    if first is not None:
+        check(first, "first", torch.int32, (len(records),))
+    routed = form.address, records, first, ids, weights, tokens, slots, x, x.stride(0)
     scratched = scratch.partials, scratch.counters, scratch.blocks
     _few(x.device, *routed, h, out, TYPES[out.dtype], add, *scratched)
     return out

@@ -29,7 +29,7 @@ _SCALE_BYTES = {"int4": 2, "int8": 2, "mxfp4": 1}
 
 _linear = Function("krasis_cuda_linear", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT)
 _linear_few = Function(
-    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, POINTER, POINTER, INT
+    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT, POINTER, POINTER, INT
 )
 
 
@@ -90,12 +90,15 @@ class _CProduct(ctypes.Structure):
 
 
 class Products:
-    """Up to eight products of the same x, whose results lie side by side."""
+    """Up to eight products of the same x, whose results lie side by side.
 
-    def __init__(self, products: Sequence[Product]) -> None:
+    `fixed`: nothing is ever written where the matrices lie, so that they may be read while what makes x still runs.
+    """
+
+    def __init__(self, products: Sequence[Product], *, fixed: bool = False) -> None:
         if not 1 <= len(products) <= MOST_PRODUCTS:
             raise InputError(f"{len(products)} products at once", expected=f"1 to {MOST_PRODUCTS}")
-        self._kept = tuple(products)
+        self._kept, self.fixed = tuple(products), fixed
         self.device = products[0].codes.device
         self.n_out = sum(product.n_out for product in products)
         self.c_array = (_CProduct * len(products))(*map(_c_product, products))
@@ -149,7 +152,8 @@ def linear(products: Products, x: Tensor, out: Tensor, tile: Tile | None = None)
 
 def linear_few(products: Products, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
     """The same for at most `MOST_FEW` rows, without rounding weights."""
-    _linear_few(out.device, *_arguments(products, x, out), scratch.partials, scratch.counters, scratch.blocks)
+    scratched = scratch.partials, scratch.counters, scratch.blocks
+    _linear_few(out.device, *_arguments(products, x, out), products.fixed, *scratched)
     return out
 
 

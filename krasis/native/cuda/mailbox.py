@@ -23,27 +23,32 @@ class _CSplit(ctypes.Structure):
     """`krasis_cuda_split`."""
 
     _fields_ = (
-        ("read", ctypes.c_void_p),
+        ("cut", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("host", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("records", ctypes.c_void_p),
+        ("first", ctypes.c_void_p),
     )
 
 
 class Split:
-    """Of n cold pairs of a token the device itself reads the first read[n], int32 [pairs + 1].
+    """Of n cold pairs of a token the CPU computes the first cut[n] inner features, the device the others.
 
-    The records of all experts are at `host`, as the device sees it, `stride` bytes apart. After a post `records`, int64
-    [pairs], has the address of what the device is to read for each pair, 0 for none; `table`, int64 [experts], those
-    of resident ones. `pairs`, int32 [1, pairs], are the indices into `records`.
+    `cut`, int32 [pairs + 1], has multiples of `krasis.native.cuda.experts.CUT`, and may be rewritten. The records of
+    all experts are at `host`, as the device sees it, `stride` bytes apart; `table`, int64 [experts], has the addresses
+    of resident ones. After a post `records`, int64 [pairs], and `first`, int32, are those of `experts_few` for each
+    pair. `pairs`, int32 [1, pairs], are the indices into both.
     """
 
-    def __init__(self, read: Tensor, table: Tensor, host: int, stride: int) -> None:
-        self.records = torch.zeros(len(read) - 1, dtype=torch.int64, device=read.device)
-        self.pairs = torch.arange(len(read) - 1, dtype=torch.int32, device=read.device)[None]
-        self._kept = (read, table)
-        self._struct = _CSplit(read.data_ptr(), table.data_ptr(), host, stride, self.records.data_ptr())
+    def __init__(self, cut: Tensor, table: Tensor, host: int, stride: int) -> None:
+        self.cut, pairs = cut, len(cut) - 1
+        self.records = torch.zeros(pairs, dtype=torch.int64, device=cut.device)
+        self.first = torch.zeros(pairs, dtype=torch.int32, device=cut.device)
+        self.pairs = torch.arange(pairs, dtype=torch.int32, device=cut.device)[None]
+        self._kept = table
+        written = self.records.data_ptr(), self.first.data_ptr()
+        self._struct = _CSplit(cut.data_ptr(), table.data_ptr(), host, stride, *written)
         self.address = ctypes.addressof(self._struct)
 
 
@@ -71,7 +76,7 @@ class DeviceMailbox:
         split: Split | None = None,
         uses: Tensor | None = None,
     ) -> None:
-        """Hand the CPU the pairs whose expert is cold, but for those of `split`: `where` int32 [experts] is negative
+        """Hand the CPU the pairs whose expert is cold, but for what `split` says: `where` int32 [experts] is negative
         for cold ones.
 
         x float32 or bfloat16 [tokens, hidden], ids int32 (-1: nobody's) and weights float32 [tokens, chosen]. `layer`

@@ -19,8 +19,9 @@ from krasis.runtime.placement.outline import LAYOUT
 class CudaBackend:
     """Implements `krasis.runtime.backend.Backend`. `make_experts(layer, activation, beside)` gives those of a layer.
 
-    `position`, int32 [1], is how far the sequence is; `reaches_host` says whether kernels can read the pack's pages.
-    Results are bfloat16, or float32 where asked to be wide.
+    `position`, int32 [1], is how far the sequence is; `reaches_host` says whether kernels can read the pack's pages,
+    `passes` whether a matrix lies where others do at other times. Results are bfloat16, or float32 where asked to be
+    wide.
     """
 
     name = "cuda"
@@ -35,8 +36,10 @@ class CudaBackend:
         make_experts: Callable[[int, Activation, Linear | None], Experts],
         *,
         reaches_host: bool,
+        passes: Callable[[Tensor], bool],
     ) -> None:
         self._make_experts, self._scratch, self._reaches_host = make_experts, scratch, reaches_host
+        self._passes = passes
         self._device = position.device
         self.ops: Ops = CudaOps(position)
 
@@ -75,7 +78,8 @@ class CudaBackend:
         raise NotImplementedError("a sequence on the GPU attends itself")
 
     def _products(self, matrices: Sequence[PackedMatrix], wide: bool) -> Linear:
-        products = Products([_product(matrix) for matrix in matrices])
+        chosen = [_product(matrix) for matrix in matrices]
+        products = Products(chosen, fixed=not any(self._passes(product.codes) for product in chosen))
         dtype = torch.float32 if wide else torch.bfloat16
 
         def run(x: Tensor) -> Tensor:

@@ -94,13 +94,13 @@ def phases(engine: CudaEngine, runs: list[HybridRun]) -> dict[str, dict[str, dic
     """
     size, decoded = engine.expert_bytes, sum(found.run.decoded for found in runs)
     moved, decode_s = decode_traffic(runs), sum(found.run.decode_s for found in runs)
-    on_cpu, missed, cpu_s = moved.on_cpu, moved.missed, moved.cpu_s
+    missed, on_cpu, cpu_s = moved.missed * size, moved.cpu_read, moved.cpu_s
     middle = sorted(runs, key=lambda found: found.run.ttft_s)[len(runs) // 2]
     found: dict[str, dict[str, dict[str, float]]] = {"prefill": {}, "decode": {}}
     if copied := float(middle.prefill.copied + middle.prefill.dense):
         found["prefill"]["PCIe"] = {"bytes": copied, "rate": copied / middle.run.ttft_s}
     if on_cpu:
-        found["decode"]["CPU"] = {"bytes": on_cpu * size / decoded, "rate": on_cpu * size / cpu_s}
-    if read := (missed - on_cpu) * size + moved.dense:
+        found["decode"]["CPU"] = {"bytes": on_cpu / decoded, "rate": on_cpu / cpu_s}
+    if read := missed - on_cpu + moved.dense:
         found["decode"]["PCIe"] = {"bytes": read / decoded, "rate": read / decode_s}
     return found

@@ -71,7 +71,7 @@ class Colleague:
     @property
     def counts(self) -> Counts:
         """What the CPU did so far."""
-        return Counts(0, 0, 0.0) if self._server is None else self._server.counts
+        return Counts() if self._server is None else self._server.counts
 
     def check(self) -> None:
         """Raises KrasisError if the CPU failed or did not answer, once the device is done with what it was given."""

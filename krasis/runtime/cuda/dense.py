@@ -63,6 +63,10 @@ class DenseStream:
             for layer, block in enumerate(blocks)
         ]
 
+    def passes(self, part: Tensor) -> bool:
+        """Whether it lies in one of the buffers."""
+        return any(part.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr() for buffer in self._buffers)
+
     def begin(self) -> None:
         """Before the first layer of a pass: the first weights are copied where the pass before did not get to it."""
         self.copied += self.bytes

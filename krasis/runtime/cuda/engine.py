@@ -12,7 +12,7 @@ from krasis.heat.routing import Routing
 from krasis.models.conform import check_pack, read_spec
 from krasis.native.cores import physical_cores
 from krasis.native.cuda.gemm import Scratch
-from krasis.native.cuda.mailbox import TIMEOUT, Split
+from krasis.native.cuda.mailbox import TIMEOUT
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
 from krasis.runtime.backend import KvDtype
@@ -29,8 +29,9 @@ from krasis.runtime.cuda.follow import Follow, follows
 from krasis.runtime.cuda.lanes import Lanes
 from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
-from krasis.runtime.cuda.residents import Residency, Residents, records_of
+from krasis.runtime.cuda.residents import Residency, Residents
 from krasis.runtime.cuda.room import check_room, free_bytes
+from krasis.runtime.cuda.splits import Splits
 from krasis.runtime.cuda.state import DeviceState
 from krasis.runtime.cuda.step import Found, Step
 from krasis.runtime.cuda.store import HostStore
@@ -136,9 +137,12 @@ class CudaEngine(Engine):
         scratch, place = Scratch(device), torch.zeros(1, dtype=torch.int32, device=device)
         self.cpu = CpuBackend(threads or max(1, physical_cores() - CORES_LEFT))
         self._colleague = self._colleague_for(timeout)
-        splits = self._splits(pack, divide)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits, dense.near)
-        self.backend = CudaBackend(place, scratch, hybrid.layer, reaches_host=self._store.registered)
+        splits = Splits(pack, self._store, self.residents, self.chosen, device)
+        splits.divide(divide, self.rates, self._dense.bytes / self.spec.num_layers)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, splits.of, dense.near)
+        self.backend = CudaBackend(
+            place, scratch, hybrid.layer, reaches_host=self._store.registered, passes=self._dense.passes
+        )
         self._state = DeviceState(self.layers, self.plan.context, self.chunk, self.kv, place)
         self.model = self._family.build(self.spec, PackWeights(dense, self.backend, tracer=self.tracer))
         self.model.blocks = self._dense.through(self.model.blocks)
@@ -150,18 +154,6 @@ class CudaEngine(Engine):
         if not self.residents.partial:
             return None
         return Colleague(self.cpu, self.chosen, self.spec.hidden_size, self.device, timeout)
-
-    def _splits(self, pack: Pack, divide: Divide) -> dict[int, Split]:
-        """How the experts that a token misses are divided, for layers where some may be missed."""
-        splits: dict[int, Split] = {}
-        if not self._store.registered:
-            return splits
-        for layer in self.residents.partial:
-            records, size = records_of(pack, layer)
-            divided = divide(self.chosen, size, self.rates, self._dense.bytes / self.spec.num_layers)
-            read = torch.tensor(divided, dtype=torch.int32, device=self.device)
-            splits[layer] = Split(read, self.residents.table[layer], self._store.address(records), size)
-        return splits
 
     @property
     def chosen(self) -> int:
@@ -175,7 +167,7 @@ class CudaEngine(Engine):
         if self._colleague is not None:
             counts = self._colleague.counts
             missed = self._colleague.missed
-            found = replace(found, missed=missed, on_cpu=counts.pairs, cpu_s=counts.seconds, missed_if_static=missed)
+            found = replace(found, missed=missed, cpu_read=counts.read, cpu_s=counts.seconds, missed_if_static=missed)
         if self._follow is not None:
             found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before

@@ -56,13 +56,14 @@ class Hybrid:
         h = torch.empty(ids.numel(), form.size, dtype=torch.bfloat16, device=x.device)
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         colleague = self._colleague if layer in self._residents.partial else None
-        records, split = self._residents.table[layer], self._splits.get(layer) if len(x) == 1 else None
+        split = self._splits.get(layer) if len(x) == 1 else None
+        records, first = self._residents.table[layer], None
         if colleague is not None:
             where, uses = self._residents.where[layer], self._residents.decoded.get(layer)
             colleague.post(layer, x, ids, weights, where, split, uses)
             if split is not None:
-                records, ids = split.records, split.pairs
-        experts_few(form, records, x, ids, weights, h, out, self._scratch)
+                records, first, ids = split.records, split.first, split.pairs
+        experts_few(form, records, x, ids, weights, h, out, self._scratch, first=first)
         if beside is not None:
             out += beside(x)
         if colleague is not None:

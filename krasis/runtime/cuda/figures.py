@@ -7,16 +7,16 @@ from dataclasses import astuple, dataclass, field
 @dataclass(frozen=True)
 class Traffic:
     """Bytes copied to the device: of experts for prompts, and of dense weights that pass through it. Of tokens taken a
-    few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, of these those
-    that the CPU computed, and its seconds; those that would not have been had residents stayed where they were placed,
-    and bytes that exchanging them moved.
+    few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, bytes of these
+    that the CPU computed with, and its seconds; pairs that would not have been had residents stayed where they were
+    placed, and bytes that exchanging them moved.
     """
 
     copied: int = 0
     dense: int = 0
     routed: int = 0
     missed: int = 0
-    on_cpu: int = 0
+    cpu_read: int = 0
     cpu_s: float = 0.0
     missed_if_static: int = 0
     exchanged: int = 0
