@@ -13,7 +13,7 @@ from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.decode import decode
-from krasis.runtime.drafts import Drafter, Learnt
+from krasis.runtime.drafts import Drafter, Learnt, Planned
 from krasis.runtime.generate import generate
 from krasis.runtime.placement.outline import outline
 from krasis.runtime.placement.plan import Wishes, plan, with_residents
@@ -199,7 +199,7 @@ def test_no_more_is_drafted_than_the_context_holds(demo_pack, opened, prompt):
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_what_a_text_repeats_is_drafted(family, sampling, pack_of, open_engine, text_ids):
     engine, prompt = open_engine(pack_of(family)), text_ids["dev-code.txt"][:40] * 3
-    drafter = Drafter(Learnt(0.1))
+    drafter = Drafter(Planned({1: 1.0, 2: 1.1, 4: 1.3, 8: 1.7}))
     found = list(decode(engine, prompt, engine.new_state(), Sampler(sampling), most=60, drafter=drafter))
     assert found == plain(engine, prompt, sampling, 60)
     assert drafter.accepted > 20 or sampling is DRAWN

@@ -50,7 +50,7 @@ def measure(
     return HybridMeasured(found, total - free)
 
 
-def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress, *, drafts: bool) -> HybridRun:
+def _run(engine: CudaEngine, ids: list[int], prompt: int, progress: Progress, *, drafts: bool = False) -> HybridRun:
     seen = [engine.traffic()]
     found = run(engine, ids, prompt, progress, lambda: seen.append(engine.traffic()), drafts=drafts)
     before, between, after = *seen, engine.traffic()
