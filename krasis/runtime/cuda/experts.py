@@ -5,7 +5,7 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Linear, add_product
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Form, Scratch
 from krasis.native.cuda.mailbox import Split
@@ -60,7 +60,7 @@ class Hybrid:
                 records, ids = split.records, split.pairs
         experts_few(form, records, x, ids, weights, h, out, self._scratch)
         if beside is not None:
-            out += beside(x)
+            add_product(beside, out, x)
         if colleague is not None:
             colleague.wait_add(out)
         return out
@@ -77,7 +77,7 @@ class Hybrid:
             experts_down(form, table, part, h, y)
         out = combine(y, ids, weights, torch.empty(x.shape, dtype=torch.float32, device=x.device))
         if beside is not None:
-            out += beside(x)
+            add_product(beside, out, x)
         return out
 
 
