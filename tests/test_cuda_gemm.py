@@ -107,6 +107,9 @@ def test_few_rows(fixed, codec, m, device):
     for dtype, tolerance in ((torch.float32, SUMS), (torch.bfloat16, ROUNDED)):
         y = linear_few(products, x.to(device), torch.empty(m, 128, dtype=dtype, device=device), scratch)
         close(y, expected_of(weight, x, 128), **tolerance)
+    held = normal(m, 128, seed=2)
+    expected = held + expected_of(weight, x, 128)
+    close(linear_few(products, x.to(device), held.to(device), scratch, add=True), expected, **SUMS)
     assert not scratch.counters.any()
 
 

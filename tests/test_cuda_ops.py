@@ -176,14 +176,13 @@ def test_gate_and_swiglu(device):
 
 
 @on_devices
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-def test_add_gated(dtype, device):
-    out, y = random(3, 36, dtype=torch.float32), random(3, 36, seed=1)
-    gate = None if dtype is None else random(3, 1, dtype=dtype)
-    expected = out + (1 if gate is None else gate.float().sigmoid()) * y.float()
-    out = out.to(device)
-    ops.add_gated(out, y.to(device), None if gate is None else gate.to(device))
-    close(out, expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("n", "k"), [(4, 4), (1100, 260), (512, 2048)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_as_far_as_the_door_is_open(dtype, n, k, device):
+    gate_up, x = random(3, 2 * n + 8)[:, : 2 * n], random(3, k + 4)[:, :k]
+    door = (random(1, k, dtype=torch.float32) / k**0.5).to(dtype)
+    expected = REFERENCE.open_swiglu(gate_up.float(), x.float(), door)
+    close(ops.swiglu(gate_up.to(device), x.to(device), door.to(device)), expected)
 
 
 @on_devices

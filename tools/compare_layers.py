@@ -60,7 +60,7 @@ def ours(engine, ids, inputs):
     model.observe = lambda layer, x: through.append(x)
     logits = engine.logits(engine.all_hidden(ids, engine.new_state()))
     angles, state = model.rope.angles(0, len(ids)), engine.new_state()
-    alone = [block.forward(x, angles, state) for block, x in zip(model.blocks, inputs, strict=True)]
+    alone = [sum(block.forward(x, None, angles, state)) for block, x in zip(model.blocks, inputs, strict=True)]
     return through, alone, logits
 
 

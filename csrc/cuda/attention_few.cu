@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int kRows = 16, kWarps = 4, kThreads = kWarps * kWarp, kMostSplits = 256, kMergeThreads = 256;
+constexpr int kRows = 16, kWarps = 4, kThreads = kWarps * kWarp, kMostSplits = 256;
+constexpr int kMergeThreads = 256, kMergeColumns = 32;
 
 struct Call {
     const bf16 *q; // [tokens][heads][dim], tokens q_stride apart
@@ -222,53 +223,76 @@ __global__ void __launch_bounds__(kThreads) attend_split(Call call) {
     }
 }
 
-// A block a token and head: adds up its splits, and the sink.
-__global__ void merge(Call call, int keys, const float *sinks, bf16 *out) {
+// The weights of the splits in use of a token and head, by the first warp: the sink counts too.
+__device__ void weigh_splits(const Call &call, int used, int64_t all, const float *sink, float *weights) {
+    const int lane = threadIdx.x % kWarp;
+    float2 part[kMostSplits / kWarp];
+    float most = sink ? *sink * kLog2E : -INFINITY, sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMostSplits / kWarp; i++) {
+        const int split = i * kWarp + lane;
+        part[i] = split < used ? call.softmax[split * all + blockIdx.x] : make_float2(-INFINITY, 0);
+        most = fmaxf(most, part[i].x);
+    }
+    most = warp_max(most);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / kWarp; i++) {
+        part[i].x = fast_exp2(part[i].x - most);
+        sum += part[i].y * part[i].x;
+    }
+    sum = warp_sum(sum) + (sink ? fast_exp2(*sink * kLog2E - most) : 0);
+#pragma unroll
+    for (int i = 0; i < kMostSplits / kWarp; i++)
+        weights[i * kWarp + lane] = part[i].x / sum;
+}
+
+// A block a token, head and 32 columns: adds up its splits, and the sink. Eight threads share out the columns, and all
+// others the splits, each of which a thread reads before any is weighed.
+__global__ void __launch_bounds__(kMergeThreads) merge(Call call, int keys, const float *sinks, bf16 *out) {
     follow_previous();
+    constexpr int kGroups = kMergeThreads / (kMergeColumns / 4), kEach = kMostSplits / kGroups;
     __shared__ float weights[kMostSplits];
-    __shared__ float memory[4 * kMergeThreads];
-    const int token = blockIdx.x / call.heads, head = blockIdx.x % call.heads, lane = threadIdx.x % kWarp;
+    __shared__ float memory[kMergeThreads / kWarp * kMergeColumns];
+    const int token = blockIdx.x / call.heads, head = blockIdx.x % call.heads;
     const int first_row = (token * call.shared + head % call.shared) / kRows * kRows, rows = call.tokens * call.shared;
     const Seen seen = seen_by(*call.position, first_row / call.shared, (min(first_row + kRows, rows) - 1) / call.shared,
                               call.window, keys, call.splits);
     const int used = (seen.tiles + seen.per_split - 1) / seen.per_split;
     const int64_t all = (int64_t)call.tokens * call.heads;
-    if (threadIdx.x < kWarp) {
-        float most = sinks ? sinks[head] * kLog2E : -INFINITY, sum = 0;
-        for (int i = lane; i < used; i += kWarp)
-            most = fmaxf(most, call.softmax[i * all + blockIdx.x].x);
-        most = warp_max(most);
-        for (int i = lane; i < used; i += kWarp) {
-            const float2 part = call.softmax[i * all + blockIdx.x];
-            weights[i] = fast_exp2(part.x - most);
-            sum += part.y * weights[i];
-        }
-        sum = warp_sum(sum) + (sinks ? fast_exp2(sinks[head] * kLog2E - most) : 0);
-        __syncwarp();
-        for (int i = lane; i < used; i += kWarp)
-            weights[i] /= sum;
+    const int group = threadIdx.x / (kMergeColumns / 4), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const int own = threadIdx.x % (kMergeColumns / 4) * 4, column = blockIdx.y * kMergeColumns + own;
+    float4 parts[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; i++) {
+        const int split = i * kGroups + group;
+        parts[i] = split < used && column < call.v_dim
+                       ? read_four(call.sums + (split * all + blockIdx.x) * call.v_dim + column)
+                       : make_float4(0, 0, 0, 0);
     }
+    if (warp == 0)
+        weigh_splits(call, used, all, sinks ? sinks + head : nullptr, weights);
     __syncthreads();
-    const int fours = call.v_dim / 4, groups = kMergeThreads / fours, group = threadIdx.x / fours;
-    const int column = threadIdx.x % fours * 4;
     float4 sum = make_float4(0, 0, 0, 0);
-    if (group < groups) {
-#pragma unroll 4
-        for (int i = group; i < used; i += groups) {
-            const float4 part = read_four(call.sums + (i * all + blockIdx.x) * call.v_dim + column);
-            const float w = weights[i];
-            sum = make_float4(sum.x + w * part.x, sum.y + w * part.y, sum.z + w * part.z, sum.w + w * part.w);
-        }
-        write_four(memory + group * call.v_dim + column, sum);
+#pragma unroll
+    for (int i = 0; i < kEach; i++) {
+        const float w = weights[i * kGroups + group];
+        sum = make_float4(sum.x + w * parts[i].x, sum.y + w * parts[i].y, sum.z + w * parts[i].z, sum.w + w * parts[i].w);
     }
+#pragma unroll
+    for (int step = kMergeColumns / 4; step < kWarp; step *= 2) {
+        sum.x += __shfl_xor_sync(0xffffffffu, sum.x, step), sum.y += __shfl_xor_sync(0xffffffffu, sum.y, step);
+        sum.z += __shfl_xor_sync(0xffffffffu, sum.z, step), sum.w += __shfl_xor_sync(0xffffffffu, sum.w, step);
+    }
+    if (lane < kMergeColumns / 4)
+        write_four(memory + warp * kMergeColumns + own, sum);
     __syncthreads();
-    if (group == 0) {
-        for (int i = 1; i < groups; i++) {
-            const float4 more = read_four(memory + i * call.v_dim + column);
-            sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-        }
-        write_four(out + (int64_t)blockIdx.x * call.v_dim + column, sum);
+    if (threadIdx.x >= kMergeColumns / 4 || column >= call.v_dim)
+        return;
+    for (int i = 1; i < kMergeThreads / kWarp; i++) {
+        const float4 more = read_four(memory + i * kMergeColumns + own);
+        sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
     }
+    write_four(out + (int64_t)blockIdx.x * call.v_dim + column, sum);
 }
 
 template <int kDim, int kVDim, bool kOne, int kBytes>
@@ -277,7 +301,8 @@ int launch_few(const Call &call, const float *sinks, bf16 *out, void *stream) {
     const dim3 grid(call.splits, (call.tokens * call.shared + kRows - 1) / kRows, call.heads / call.shared);
     if (const int status = launch(attend_split<kDim, kVDim, kOne, kBytes>, grid, kThreads, S::kShared, stream, call))
         return status;
-    return launch(merge, call.tokens * call.heads, kMergeThreads, 0, stream, call, S::kKeys, sinks, out);
+    const dim3 merging(call.tokens * call.heads, (call.v_dim + kMergeColumns - 1) / kMergeColumns);
+    return launch(merge, merging, kMergeThreads, 0, stream, call, S::kKeys, sinks, out);
 }
 
 template <int kBytes> int launch_sized(const Call &call, bool one, const float *sinks, bf16 *out, void *stream) {

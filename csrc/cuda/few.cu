@@ -205,7 +205,7 @@ template <class F> int for_codec(int codec, const F &call) {
 } // namespace
 
 extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
-                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int fixed,
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int add, int fixed,
                                       float *partials, int32_t *counters, int blocks, void *stream) {
     if (const int status = check_linear(products, count, x, m, ldx, k_in, y, y_type, ldy))
         return status;
@@ -216,7 +216,7 @@ extern "C" int krasis_cuda_linear_few(const krasis_cuda_product *products, int c
     for (const int codec : {KRASIS_INT4, KRASIS_INT8, KRASIS_MXFP4}) {
         Linear p = {};
         p.rows = {(const bf16 *)x, ldx, m, k_in}, p.fixed = fixed, p.partials = partials, p.counters = counters;
-        p.out = {y, ldy, y_type == KRASIS_FLOAT32, 0};
+        p.out = {y, ldy, y_type == KRASIS_FLOAT32, add};
         int column = 0, tile = 0;
         for (int i = 0; i < count; i++) {
             const krasis_matrix &matrix = products[i].matrix;

@@ -6,39 +6,52 @@ namespace {
 
 constexpr int kThreads = 256;
 
-enum class Form { kGate, kSwiglu };
-
-// y = a sigmoid(b), or silu(a) b; four elements a thread.
-template <Form form>
-__global__ void pointwise(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, int64_t fours, int n,
-                          bf16 *y) {
+// y = x sigmoid(gate); four elements a thread.
+__global__ void gate(const bf16 *x, int64_t x_stride, const bf16 *gate, int64_t gate_stride, int64_t fours, int n,
+                     bf16 *y) {
     follow_previous();
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (i >= fours)
         return;
     const int64_t token = 4 * i / n, column = 4 * i % n;
-    const float4 one = read_four(a + token * a_stride + column), two = read_four(b + token * b_stride + column);
-    const auto of = [](float x, float y) { return form == Form::kGate ? x * sigmoid(y) : silu(x) * y; };
-    write_four(y + 4 * i, make_float4(of(one.x, two.x), of(one.y, two.y), of(one.z, two.z), of(one.w, two.w)));
+    const float4 one = read_four(x + token * x_stride + column), by = read_four(gate + token * gate_stride + column);
+    write_four(y + 4 * i, make_float4(one.x * sigmoid(by.x), one.y * sigmoid(by.y), one.z * sigmoid(by.z),
+                                      one.w * sigmoid(by.w)));
 }
 
-// out += sigmoid(gate) y; where there is no gate, out += y.
-template <class Gate>
-__global__ void add_gated(float *out, const bf16 *y, int64_t y_stride, const Gate *gate, int64_t gate_stride,
-                          int64_t fours, int n) {
+struct Door {
+    const void *weights; // [n] or null: always open
+    bool bf16s;
+    const bf16 *x;
+    int64_t x_stride;
+    int n;
+};
+
+// sigmoid(x . weights) of a token. All threads must call.
+__device__ float opened(const Door &door, int64_t token, float *sums) {
+    if (!door.weights)
+        return 1;
+    float sum = 0;
+    for (int i = 4 * threadIdx.x; i < door.n; i += 4 * kThreads) {
+        const float4 x = read_four(door.x + token * door.x_stride + i);
+        const float4 w = door.bf16s ? read_four((const bf16 *)door.weights + i) : read_four((const float *)door.weights + i);
+        sum += (x.x * w.x + x.y * w.y) + (x.z * w.z + x.w * w.w);
+    }
+    return sigmoid(block_sum(sum, sums));
+}
+
+// y = silu(a) b as far as the door is open; a token a row of blocks, four elements a thread.
+__global__ void swiglu(const bf16 *a, const bf16 *b, int64_t stride, int n, Door door, bf16 *y) {
     follow_previous();
-    const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-    if (i >= fours)
+    __shared__ float sums[kWarp];
+    const int64_t token = blockIdx.x;
+    const float open = opened(door, token, sums);
+    const int column = 4 * (blockIdx.y * kThreads + threadIdx.x);
+    if (column >= n)
         return;
-    const int64_t token = 4 * i / n, column = 4 * i % n;
-    float open = 1;
-    if constexpr (sizeof(Gate) == sizeof(float))
-        open = gate ? sigmoid(gate[token * gate_stride]) : 1;
-    else
-        open = gate ? sigmoid(to_float(gate[token * gate_stride])) : 1;
-    const float4 sum = read_four(out + 4 * i), more = read_four(y + token * y_stride + column);
-    write_four(out + 4 * i, make_float4(sum.x + open * more.x, sum.y + open * more.y, sum.z + open * more.z,
-                                        sum.w + open * more.w));
+    const float4 one = read_four(a + token * stride + column), two = read_four(b + token * stride + column);
+    write_four(y + token * n + column, make_float4(silu(one.x) * two.x * open, silu(one.y) * two.y * open,
+                                                   silu(one.z) * two.z * open, silu(one.w) * two.w * open));
 }
 
 // A row a block. An id out of range counts as the nearest one within: it can't be refused here.
@@ -95,48 +108,37 @@ __global__ void best_part(const Best *parts, int count, int *token, int *positio
 
 unsigned blocks_of(int64_t items) { return (items + kThreads - 1) / kThreads; }
 
-int launch_pointwise(Form form, const uint16_t *a, int64_t a_stride, const uint16_t *b, int64_t b_stride,
-                     int64_t tokens, int n, uint16_t *y, void *stream) {
-    if (!a || !b || !y)
+} // namespace
+
+extern "C" int krasis_cuda_gate(const uint16_t *x, int64_t x_stride, const uint16_t *by, int64_t by_stride,
+                                int64_t tokens, int n, uint16_t *y, void *stream) {
+    if (!x || !by || !y)
         return KRASIS_ERROR_NULL;
-    if (tokens < 1 || !in_fours(n, a_stride) || !in_fours(n, b_stride))
+    if (tokens < 1 || !in_fours(n, x_stride) || !in_fours(n, by_stride))
         return KRASIS_ERROR_SHAPE;
-    if (!aligned_to(a, 8) || !aligned_to(b, 8) || !aligned_to(y, 8))
+    if (!aligned_to(x, 8) || !aligned_to(by, 8) || !aligned_to(y, 8))
         return KRASIS_ERROR_ALIGNMENT;
     const int64_t fours = tokens * n / 4;
-    const auto kernel = form == Form::kGate ? pointwise<Form::kGate> : pointwise<Form::kSwiglu>;
-    return launch(kernel, blocks_of(fours), kThreads, 0, stream, (const bf16 *)a, a_stride, (const bf16 *)b, b_stride,
+    return launch(gate, blocks_of(fours), kThreads, 0, stream, (const bf16 *)x, x_stride, (const bf16 *)by, by_stride,
                   fours, n, (bf16 *)y);
 }
 
-} // namespace
-
-extern "C" int krasis_cuda_gate(const uint16_t *x, int64_t x_stride, const uint16_t *gate, int64_t gate_stride,
-                                int64_t tokens, int n, uint16_t *y, void *stream) {
-    return launch_pointwise(Form::kGate, x, x_stride, gate, gate_stride, tokens, n, y, stream);
-}
-
-extern "C" int krasis_cuda_swiglu(const uint16_t *gate_up, int64_t stride, int64_t tokens, int n, uint16_t *y,
-                                  void *stream) {
-    return launch_pointwise(Form::kSwiglu, gate_up, stride, gate_up + n, stride, tokens, n, y, stream);
-}
-
-extern "C" int krasis_cuda_add_gated(float *out, const uint16_t *y, int64_t y_stride, const void *gate, int gate_type,
-                                     int64_t gate_stride, int64_t tokens, int n, void *stream) {
-    if (!out || !y)
+extern "C" int krasis_cuda_swiglu(const uint16_t *gate_up, int64_t stride, int64_t tokens, int n, const uint16_t *x,
+                                  int64_t x_stride, int k, const void *door, int door_type, uint16_t *y, void *stream) {
+    if (!gate_up || !y || (door && !x))
         return KRASIS_ERROR_NULL;
-    if (tokens < 1 || !in_fours(n, y_stride))
+    if (tokens < 1 || !in_fours(n, stride) || (door && !in_fours(k, x_stride)))
         return KRASIS_ERROR_SHAPE;
-    if (!aligned_to(out, 16) || !aligned_to(y, 8))
-        return KRASIS_ERROR_ALIGNMENT;
-    const int64_t fours = tokens * n / 4;
-    if (gate && !is_type(gate_type))
+    if (door && !is_type(door_type))
         return KRASIS_ERROR_TYPE;
-    if (gate_type == KRASIS_BFLOAT16)
-        return launch(add_gated<bf16>, blocks_of(fours), kThreads, 0, stream, out, (const bf16 *)y, y_stride,
-                      (const bf16 *)gate, gate_stride, fours, n);
-    return launch(add_gated<float>, blocks_of(fours), kThreads, 0, stream, out, (const bf16 *)y, y_stride,
-                  (const float *)gate, gate_stride, fours, n);
+    const bool wide = door_type == KRASIS_FLOAT32;
+    if (!aligned_to(gate_up, 8) || !aligned_to(y, 8) || !aligned_to(x, 8) ||
+        !aligned_to((const char *)door, wide ? 16 : 8))
+        return KRASIS_ERROR_ALIGNMENT;
+    const dim3 grid(tokens, blocks_of(n / 4));
+    const bf16 *const both = (const bf16 *)gate_up;
+    return launch(swiglu, grid, kThreads, 0, stream, both, both + n, stride, n,
+                  Door{door, !wide, (const bf16 *)x, x_stride, k}, (bf16 *)y);
 }
 
 extern "C" int krasis_cuda_embed(const uint16_t *table, int rows, int n, const int32_t *ids, int64_t tokens,

@@ -62,10 +62,10 @@ KRASIS_API int krasis_cuda_linear(const krasis_cuda_product *products, int count
 #define KRASIS_CUDA_PARTIALS (1 << 20)
 #define KRASIS_CUDA_COUNTERS (1 << 14)
 
-/* The same for at most KRASIS_CUDA_MOST_FEW rows. `fixed`: nothing ever changes the matrices once a kernel reads them, so
- * that they are read while what makes x still runs. */
+/* The same for at most KRASIS_CUDA_MOST_FEW rows. `add`: to what y holds. `fixed`: nothing ever changes the matrices once a
+ * kernel reads them, so that they are read while what makes x still runs. */
 KRASIS_API int krasis_cuda_linear_few(const krasis_cuda_product *products, int count, const uint16_t *x, int m,
-                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int fixed,
+                                      int64_t ldx, int k_in, void *y, int y_type, int64_t ldy, int add, int fixed,
                                       float *partials, int32_t *counters, int blocks, void *stream);
 
 /* The experts of a layer, whose records are alike: w13 [hidden -> 2 * size] is gate over up, w2 [size -> hidden]. */

@@ -80,13 +80,10 @@ KRASIS_API int krasis_cuda_route(const float *logits, const float *bias, int64_t
 KRASIS_API int krasis_cuda_gate(const uint16_t *x, int64_t x_stride, const uint16_t *gate, int64_t gate_stride,
                                 int64_t tokens, int n, uint16_t *y, void *stream);
 
-/* y [tokens][n] = silu(first n columns) * the n behind. */
-KRASIS_API int krasis_cuda_swiglu(const uint16_t *gate_up, int64_t stride, int64_t tokens, int n, uint16_t *y,
-                                  void *stream);
-
-/* out float32 [tokens][n] += sigmoid(gate [tokens]) y; without gate, += y. */
-KRASIS_API int krasis_cuda_add_gated(float *out, const uint16_t *y, int64_t y_stride, const void *gate, int gate_type,
-                                     int64_t gate_stride, int64_t tokens, int n, void *stream);
+/* y [tokens][n] = silu(first n columns) * the n behind, times sigmoid(x [tokens][k] . door [k]), of door_type, where there
+ * is a door. */
+KRASIS_API int krasis_cuda_swiglu(const uint16_t *gate_up, int64_t stride, int64_t tokens, int n, const uint16_t *x,
+                                  int64_t x_stride, int k, const void *door, int door_type, uint16_t *y, void *stream);
 
 /* out float32 [tokens][n] = rows `ids` of a bf16 table [rows][n]. */
 KRASIS_API int krasis_cuda_embed(const uint16_t *table, int rows, int n, const int32_t *ids, int64_t tokens, float *out,

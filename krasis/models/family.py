@@ -1,7 +1,7 @@
 """What a family provides (spec, checkpoint rules, forward) and what a backend provides to it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
@@ -41,6 +41,32 @@ class ModelSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 Linear = Callable[[Tensor], Tensor]
 """x float [tokens, K] -> [tokens, N], a tensor of its own."""
+
+
+@runtime_checkable
+class Adds(Protocol):
+    """A `Linear` that adds its result where it belongs, rather than making a tensor of it."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """out float32 [tokens, N] += the result."""
+
+
+@runtime_checkable
+class TakesBias(Protocol):
+    """A `Linear` that can have a bias of its own."""
+
+    def biased(self, bias: Tensor) -> Linear:
+        """The same plus `bias` float32 [N]."""
+
+
+def add_product(linear: Linear, out: Tensor, x: Tensor) -> None:
+    """out += linear(x)."""
+    if isinstance(linear, Adds):
+        linear.add_to(out, x)
+    else:
+        out += linear(x)
+
 
 Activation = Callable[[Tensor, Tensor], Tensor]
 """(gate, up), each [tokens, I] -> [tokens, I]."""
@@ -89,8 +115,11 @@ class Weights(Protocol):
 class Block(Protocol):
     """One layer."""
 
-    def forward(self, x: Tensor, angles: "Angles", state: State) -> Tensor:
-        """float32 [tokens, H] -> the same, residuals added."""
+    def forward(self, x: Tensor, update: Tensor | None, angles: "Angles", state: State) -> tuple[Tensor, Tensor]:
+        """The residual stream, float32 [tokens, H], and what is yet to be added to it -> the same behind this layer.
+
+        Both are lost. Before the first layer there is nothing to be added.
+        """
 
 
 class Model(Protocol):

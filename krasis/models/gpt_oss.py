@@ -163,5 +163,6 @@ class _Attention:
         self._sinks = weights.tensor(name, "sinks").float()
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, None, 0)
+        places = state.places(self._layer, len(x))
+        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, None, 0, places)
         return self._o(state.attend(self._layer, q, k, v, self._scale, self._sinks).flatten(-2))

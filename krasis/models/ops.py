@@ -16,6 +16,7 @@ from krasis.models.blocks.mlp import swiglu
 from krasis.models.blocks.norms import rms_norm
 from krasis.models.blocks.rope import Angles, rotate
 from krasis.models.blocks.routing import normalized
+from krasis.models.state import Places
 
 UNIT_EPS = 1e-6
 """Keeps the length of DeltaNet's keys and queries from 0, whatever the eps of norms is."""
@@ -74,17 +75,26 @@ class Ops(Protocol):
         """[tokens, n] -> `rms_norm` by weight [n]."""
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x + y and its norm, all [tokens, n]. y is lost."""
+        """x + y and its norm, all [tokens, n]. x and y are lost."""
 
     def turn_heads(
-        self, x: Tensor, shape: HeadShape, angles: Angles, norms: tuple[Tensor, Tensor] | None, eps: float
+        self,
+        x: Tensor,
+        shape: HeadShape,
+        angles: Angles,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        places: Places = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [tokens, heads, dim] each, which lie in the columns of x [tokens, n] one behind the other.
 
-        q and k are normalized by `norms` [dim], where there are any, and turned. x is lost.
+        q and k are normalized by `norms` [dim], where there are any, and turned. x is lost. k and v go to their places,
+        if the state has any for them.
         """
 
-    def turn_latent(self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def turn_latent(
+        self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float, places: Places = None
+    ) -> tuple[Tensor, Tensor]:
         """The same of latent attention: q [tokens, heads, nope + rope], kv [tokens, rank + rope], norm [rank].
 
         The last dimensions, which lie in pairs (0, 1), (2, 3), .., turn and become halves. q and kv are lost.
@@ -98,6 +108,9 @@ class Ops(Protocol):
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """[tokens, 2 n], gate beside up -> `swiglu` [tokens, n]."""
+
+    def open_swiglu(self, gate_up: Tensor, x: Tensor, door: Tensor) -> Tensor:
+        """The same, rows times sigmoid(x door^T): x [tokens, k], door [1, k] as it is stored."""
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         """silu of `causal_conv`."""
@@ -124,14 +137,22 @@ class TorchOps:
         return x, rms_norm(x, weight, eps)
 
     def turn_heads(
-        self, x: Tensor, shape: HeadShape, angles: Angles, norms: tuple[Tensor, Tensor] | None, eps: float
+        self,
+        x: Tensor,
+        shape: HeadShape,
+        angles: Angles,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        places: Places = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = split_heads(x, shape)
         if norms is not None:
             q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
         return rotate(q, angles), rotate(k, angles), v
 
-    def turn_latent(self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def turn_latent(
+        self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float, places: Places = None
+    ) -> tuple[Tensor, Tensor]:
         rope = 2 * angles[0].shape[-1]
         q_nope, q_rope = q[..., :-rope], q[..., -rope:]
         latent, k_rope = kv[:, :-rope], kv[:, None, -rope:]
@@ -147,6 +168,9 @@ class TorchOps:
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return swiglu(*gate_up.chunk(2, dim=-1))
+
+    def open_swiglu(self, gate_up: Tensor, x: Tensor, door: Tensor) -> Tensor:
+        return self.open_rows(self.swiglu(gate_up), x @ door.to(x.dtype).T)
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         return functional.silu(causal_conv(x, weight, state))

@@ -141,5 +141,6 @@ class _Attention:
         self._norms = (stored_norm(weights, name, "q_norm"), stored_norm(weights, name, "k_norm"))
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, self._norms, self._eps)
+        places = state.places(self._layer, len(x))
+        q, k, v = self._ops.turn_heads(self._qkv(x), self._heads, angles, self._norms, self._eps, places)
         return self._o(state.attend(self._layer, q, k, v, self._scale).flatten(-2))

@@ -215,8 +215,8 @@ class _Attention:
         self._norms = (stored_norm(weights, name, "q_norm", offset=1), stored_norm(weights, name, "k_norm", offset=1))
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        both = self._qkv_gate(x)
-        q, k, v = self._ops.turn_heads(both, self._heads, angles, self._norms, self._eps)
+        both, places = self._qkv_gate(x), state.places(self._layer, len(x))
+        q, k, v = self._ops.turn_heads(both, self._heads, angles, self._norms, self._eps, places)
         out = state.attend(self._layer, q, k, v, self._scale).flatten(-2)
         return self._o(self._ops.gate(out, both[:, -self._queries :]))
 
@@ -250,12 +250,15 @@ class _DeltaNet:
 
 
 class _Shared:
-    """An expert that every token goes through, as far as it opens the gate of it."""
+    """An expert that every token goes through, as far as it opens the gate of it. Implements `Adds`."""
 
     def __init__(self, weights: Weights, name: str) -> None:
         self._ops = weights.ops
-        self._gate = weights.linear(name, "shared_gate")
+        self._gate, self._door = weights.linear(name, "shared_gate"), weights.tensor(name, "shared_gate")
         self._mlp = GatedMlp(weights, f"{name}.dense", "shared_gate_up", "shared_down")
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._ops.open_rows(self._mlp(x), self._gate(x))
+
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        self._mlp.add_to(out, x, self._door)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -53,6 +53,10 @@ class Cached:
         return Cached(self.values[..., :dims], self.scales)
 
 
+Places = tuple[Any, ...] | None
+"""Where a backend's operations put a layer's rows; None where its state does that."""
+
+
 class OneSequence(Protocol):
     """The state of one sequence."""
 
@@ -77,6 +81,12 @@ class State(Protocol):
 
     def advance(self, tokens: int) -> None:
         """Move on by so many rows: once a forward, at its end."""
+
+    def places(self, layer: int, tokens: int) -> Places:
+        """Where `Ops.turn_heads` and `turn_latent` are to put what they make of so many tokens for this layer.
+
+        Whoever asks has them do so: `attend` or `extend` of the same rows then finds them there.
+        """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """Cache k and v [tokens, kv heads, dim]; causal attention of q [tokens, heads, dim] over what is cached.

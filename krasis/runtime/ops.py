@@ -7,6 +7,7 @@ from torch import Tensor
 
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
+from krasis.models.state import Places
 from krasis.native.delta_net import DeltaNet
 from krasis.native.ops import CpuDeltaNet, NativeOps
 
@@ -27,12 +28,20 @@ class CpuOps(TorchOps):
         return self.native.add_norm(x, y, weight, eps)
 
     def turn_heads(
-        self, x: Tensor, shape: HeadShape, angles: Angles, norms: tuple[Tensor, Tensor] | None, eps: float
+        self,
+        x: Tensor,
+        shape: HeadShape,
+        angles: Angles,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        places: Places = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.native.turn_heads(x, (shape.heads, shape.kv_heads), shape.dim, angles, norms, eps)
         return split_heads(x, shape)
 
-    def turn_latent(self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def turn_latent(
+        self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float, places: Places = None
+    ) -> tuple[Tensor, Tensor]:
         self.native.turn_latent(q, kv, angles, norm, eps)
         return q, kv
 

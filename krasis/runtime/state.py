@@ -8,7 +8,7 @@ from torch import Tensor
 
 from krasis.errors import FitError, KrasisError
 from krasis.models.blocks.rope import Angles, Rope
-from krasis.models.state import Cache, Cached, LayerState, Recurrent
+from krasis.models.state import Cache, Cached, LayerState, Places, Recurrent
 from krasis.runtime.backend import Attention, KvDtype
 from krasis.runtime.rows import Rows, Store, row_bytes, store_rows
 
@@ -63,6 +63,10 @@ class SequenceState:
         """See `State`."""
         self._mixing = (run, rows)
         return run(self, *rows)
+
+    def places(self, layer: int, tokens: int) -> Places:
+        """See `State`."""
+        return None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past the capacity."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from krasis.models.blocks.rope import Angles, Rope
+from krasis.models.state import Places
 from krasis.runtime.state import SequenceState
 
 
@@ -28,6 +29,10 @@ class Together:
         """See `State`."""
         for sequence in self._sequences:
             sequence.advance(1)
+
+    def places(self, layer: int, tokens: int) -> Places:
+        """See `State`."""
+        return None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         """See `State`. Raises FitError past a sequence's capacity."""

@@ -14,7 +14,10 @@ Mixer = Callable[[Tensor, Angles, State], Tensor]
 
 
 class Layer:
-    """x + mixer(norm(x)), and then x + mlp(norm(x)), by the norms `input_norm` and `post_norm` of segment `name`."""
+    """x + mixer(norm(x)), and then x + mlp(norm(x)), by the norms `input_norm` and `post_norm` of segment `name`.
+
+    Implements `Block`: what the MLP gives is added by the norm that follows, which reads the sum anyway.
+    """
 
     def __init__(
         self, weights: Weights, name: str, mixer: Mixer, mlp: Linear, eps: float, *, offset: float = 0.0
@@ -25,10 +28,10 @@ class Layer:
         self._mixer = mixer
         self._mlp = mlp
 
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
-        mixed = self._mixer(self._input_norm(x), angles, state)
-        x, normed = self._post_norm.after_adding(x, mixed)
-        return x + self._mlp(normed)
+    def forward(self, x: Tensor, update: Tensor | None, angles: Angles, state: State) -> tuple[Tensor, Tensor]:
+        x, normed = self._input_norm.after_adding(x, update)
+        x, normed = self._post_norm.after_adding(x, self._mixer(normed, angles, state))
+        return x, self._mlp(normed)
 
 
 class Decoder:
@@ -46,14 +49,14 @@ class Decoder:
 
     def forward(self, ids: Tensor, state: State) -> Tensor:
         tokens = ids.shape[0]
-        x = self._embed(ids)
+        x, update = self._embed(ids), None
         angles = state.angles(self.rope, tokens)
         for layer, block in enumerate(self.blocks):
-            x = block.forward(x, angles, state)
+            x, update = block.forward(x, update, angles, state)
             if self.observe is not None:
-                self.observe(layer, x)
+                self.observe(layer, x + update)
         state.advance(tokens)
-        return x
+        return x if update is None else x + update
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._lm_head(self._norm(hidden))

@@ -104,7 +104,8 @@ class LatentAttention:
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         spec = self._spec
         q = self._query(x).view(x.shape[0], spec.num_heads, -1)
-        q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS)
+        places = state.places(self._layer, len(x))
+        q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS, places)
         attend = self.absorbed if self._absorbs(*state.span(x.shape[0])) else self.expanded
         return self._o(attend(q, latent, state).flatten(1))
 

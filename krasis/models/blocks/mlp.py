@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from krasis.models.family import Linear, Weights
+from krasis.models.family import Linear, Weights, add_product
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -26,7 +26,10 @@ class ClampedSwiglu:
 
 
 class GatedMlp:
-    """down(swiglu(gate(x), up(x))), gate and up being the two halves of one matrix; see `weight.gated`."""
+    """down(swiglu(gate(x), up(x))), gate and up being the two halves of one matrix; see `weight.gated`.
+
+    Implements `Adds`.
+    """
 
     def __init__(self, weights: Weights, segment: str, gate_up: str, down: str) -> None:
         self._ops = weights.ops
@@ -35,3 +38,9 @@ class GatedMlp:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._down(self._ops.swiglu(self._gate_up(x)))
+
+    def add_to(self, out: Tensor, x: Tensor, door: Tensor | None = None) -> None:
+        """See `Adds`; with a door, as far as x opens it: see `Ops.open_swiglu`."""
+        both = self._gate_up(x)
+        hidden = self._ops.swiglu(both) if door is None else self._ops.open_swiglu(both, x, door)
+        add_product(self._down, out, hidden)

@@ -28,6 +28,6 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         return self._ops.norm(x, self._weight, self._eps)
 
-    def after_adding(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x + y and its norm. y is lost."""
-        return self._ops.add_norm(x, y, self._weight, self._eps)
+    def after_adding(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + y, or x where there is nothing to add, and its norm. x and y are lost."""
+        return (x, self(x)) if y is None else self._ops.add_norm(x, y, self._weight, self._eps)

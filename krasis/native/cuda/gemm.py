@@ -29,7 +29,7 @@ _SCALE_BYTES = {"int4": 2, "int8": 2, "mxfp4": 1}
 
 _linear = Function("krasis_cuda_linear", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT)
 _linear_few = Function(
-    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT, POINTER, POINTER, INT
+    "krasis_cuda_linear_few", POINTER, INT, POINTER, INT, LONG, INT, POINTER, INT, LONG, INT, INT, POINTER, POINTER, INT
 )
 
 
@@ -150,10 +150,10 @@ def linear(products: Products, x: Tensor, out: Tensor, tile: Tile | None = None)
     return out
 
 
-def linear_few(products: Products, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
-    """The same for at most `MOST_FEW` rows, without rounding weights."""
+def linear_few(products: Products, x: Tensor, out: Tensor, scratch: Scratch, *, add: bool = False) -> Tensor:
+    """The same for at most `MOST_FEW` rows, without rounding weights. `add`: to what `out` holds."""
     scratched = scratch.partials, scratch.counters, scratch.blocks
-    _linear_few(out.device, *_arguments(products, x, out), products.fixed, *scratched)
+    _linear_few(out.device, *_arguments(products, x, out), add, products.fixed, *scratched)
     return out
 
 

@@ -32,8 +32,7 @@ _turn_latent = Function(
 _store = Function("krasis_cuda_store", *_MATRIX[:1], LONG, LONG, INT, INT, *[POINTER] * 3, INT)
 _route = Function("krasis_cuda_route", POINTER, POINTER, LONG, *[INT] * 4, FLOAT, POINTER, POINTER)
 _gate = Function("krasis_cuda_gate", *_MATRIX * 2, LONG, INT, POINTER)
-_swiglu = Function("krasis_cuda_swiglu", *_MATRIX, LONG, INT, POINTER)
-_add_gated = Function("krasis_cuda_add_gated", POINTER, *_MATRIX, POINTER, INT, LONG, LONG, INT)
+_swiglu = Function("krasis_cuda_swiglu", *_MATRIX, LONG, INT, *_MATRIX, INT, POINTER, INT, POINTER)
 _embed = Function("krasis_cuda_embed", POINTER, INT, INT, POINTER, LONG, POINTER)
 _greatest = Function("krasis_cuda_greatest", POINTER, INT, *[POINTER] * 3, INT)
 
@@ -140,18 +139,16 @@ def gate(x: Tensor, gate: Tensor) -> Tensor:
     return out
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """[tokens, 2 n], gate beside up -> silu(gate) up, [tokens, n]."""
+def swiglu(gate_up: Tensor, x: Tensor | None = None, door: Tensor | None = None) -> Tensor:
+    """[tokens, 2 n], gate beside up -> silu(gate) up, [tokens, n].
+
+    With a door, float32 or bfloat16 [1, k], times sigmoid(x door^T), x being [tokens, k].
+    """
     tokens, both = gate_up.shape
     out = torch.empty(tokens, both // 2, dtype=torch.bfloat16, device=gate_up.device)
-    _swiglu(gate_up.device, gate_up, gate_up.stride(0), tokens, both // 2, out)
+    shut = (None, 0, 0, None, 0) if x is None or door is None else (x, x.stride(0), x.shape[1], door, TYPES[door.dtype])
+    _swiglu(gate_up.device, gate_up, gate_up.stride(0), tokens, both // 2, *shut, out)
     return out
-
-
-def add_gated(out: Tensor, y: Tensor, gate: Tensor | None) -> None:
-    """out float32 [tokens, n], contiguous, += sigmoid(gate [tokens, 1], float32 or bfloat16) y; += y without gate."""
-    opened = (None, 0, 0) if gate is None else (gate, TYPES[gate.dtype], gate.stride(0))
-    _add_gated(out.device, out, y, y.stride(0), *opened, *out.shape)
 
 
 def embed(table: Tensor, ids: Tensor) -> Tensor:

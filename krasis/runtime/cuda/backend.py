@@ -9,9 +9,10 @@ from torch.nn import functional
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.models.state import Cached
-from krasis.native.cuda.gemm import MOST_FEW, Form, Product, Products, Scratch, linear, linear_few
+from krasis.native.cuda.gemm import Form, Product, Scratch
 from krasis.native.cuda.ops import embed
 from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, rows_of, side_by_side
+from krasis.runtime.cuda.linear import PackedLinear
 from krasis.runtime.cuda.ops import CudaOps
 from krasis.runtime.placement.outline import LAYOUT
 
@@ -78,15 +79,9 @@ class CudaBackend:
         raise NotImplementedError("a sequence on the GPU attends itself")
 
     def _products(self, matrices: Sequence[PackedMatrix], wide: bool) -> Linear:
-        chosen = [_product(matrix) for matrix in matrices]
-        products = Products(chosen, fixed=not any(self._passes(product.codes) for product in chosen))
-        dtype = torch.float32 if wide else torch.bfloat16
-
-        def run(x: Tensor) -> Tensor:
-            out = torch.empty(x.shape[0], products.n_out, dtype=dtype, device=x.device)
-            return linear_few(products, x, out, self._scratch) if len(x) <= MOST_FEW else linear(products, x, out)
-
-        return run
+        products = [_product(matrix) for matrix in matrices]
+        fixed = not any(self._passes(product.codes) for product in products)
+        return PackedLinear(products, self._scratch, wide=wide, fixed=fixed)
 
 
 class DeviceHeads:

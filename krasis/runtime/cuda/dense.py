@@ -121,6 +121,6 @@ class _Passing:
     stream: DenseStream
     turn: int
 
-    def forward(self, x: Tensor, angles: Angles, state: State) -> Tensor:
+    def forward(self, x: Tensor, update: Tensor | None, angles: Angles, state: State) -> tuple[Tensor, Tensor]:
         with self.stream.there(self.turn):
-            return self.block.forward(x, angles, state)
+            return self.block.forward(x, update, angles, state)

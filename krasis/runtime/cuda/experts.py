@@ -7,7 +7,7 @@ from torch import Tensor
 
 from krasis.errors import InputError
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.models.family import Activation, Experts, Linear
+from krasis.models.family import Activation, Experts, Linear, add_product
 from krasis.native.cuda.experts import ExpertForm, batch, combine, experts_down, experts_few, experts_up, sort
 from krasis.native.cuda.gemm import Form, Scratch
 from krasis.native.cuda.mailbox import Split
@@ -65,7 +65,7 @@ class Hybrid:
                 records, first, ids = split.records, split.first, split.pairs
         experts_few(form, records, x, ids, weights, h, out, self._scratch, first=first)
         if beside is not None:
-            out += beside(x)
+            add_product(beside, out, x)
         if colleague is not None:
             colleague.wait_add(out, self._near(layer + 1))
         return out
@@ -84,7 +84,7 @@ class Hybrid:
             experts_down(form, table, part, h, y)
         out = combine(y, ids, weights, torch.empty(x.shape, dtype=torch.float32, device=x.device))
         if beside is not None:
-            out += beside(x)
+            add_product(beside, out, x)
         return out
 
 

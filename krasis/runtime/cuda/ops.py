@@ -2,11 +2,11 @@
 
 from functools import cache, partial
 
-import torch
 from torch import Tensor
 
 from krasis.models.blocks.rope import Angles
 from krasis.models.ops import DeltaForm, HeadShape, Routing, TorchOps, split_heads
+from krasis.models.state import Places
 from krasis.native.cuda import delta, ops
 from krasis.native.delta_net import DeltaNet
 from krasis.runtime.ops import delta_net_of
@@ -28,25 +28,34 @@ class CudaOps(TorchOps):
         return x, ops.add_norm(x, y, weight, eps)
 
     def turn_heads(
-        self, x: Tensor, shape: HeadShape, angles: Angles, norms: tuple[Tensor, Tensor] | None, eps: float
+        self,
+        x: Tensor,
+        shape: HeadShape,
+        angles: Angles,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        places: Places = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ops.turn_heads(x, (shape.heads, shape.kv_heads), shape.dim, angles, norms, eps, self._position)
+        ops.turn_heads(x, (shape.heads, shape.kv_heads), shape.dim, angles, norms, eps, self._position, places)
         return split_heads(x, shape)
 
-    def turn_latent(self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        ops.turn_latent(q, kv, angles, norm, eps, self._position)
+    def turn_latent(
+        self, q: Tensor, kv: Tensor, angles: Angles, norm: Tensor, eps: float, places: Places = None
+    ) -> tuple[Tensor, Tensor]:
+        ops.turn_latent(q, kv, angles, norm, eps, self._position, *(places or ()))
         return q, kv
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
         return ops.gate(x, gate)
 
     def open_rows(self, x: Tensor, gate: Tensor) -> Tensor:
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        ops.add_gated(out, x, gate)
-        return out
+        return x * gate.sigmoid()
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return ops.swiglu(gate_up)
+
+    def open_swiglu(self, gate_up: Tensor, x: Tensor, door: Tensor) -> Tensor:
+        return ops.swiglu(gate_up, x, door)
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
         return delta.conv_silu(x, weight, state)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from krasis.errors import KrasisError
 from krasis.models.blocks.rope import Angles, Rope
-from krasis.models.state import Cached, LayerState, Recurrent
+from krasis.models.state import Cached, LayerState, Places, Recurrent
 from krasis.native.cuda.attention import attention_few, attention_many, widen
 from krasis.native.cuda.gemm import MOST_FEW
 from krasis.native.cuda.ops import Cache, store
@@ -53,6 +53,7 @@ class DeviceState(SequenceState):
     def reset(self) -> None:
         """Forget the sequence."""
         self._furthest = 0
+        self._placed = -1  # the layer whose rows were put into its caches already
         self.position = 0
         self._lost, self.mixes = False, None
         for layer in self._made:
@@ -88,6 +89,12 @@ class DeviceState(SequenceState):
         self.moved(tokens)
         self._place.add_(tokens)
 
+    def places(self, layer: int, tokens: int) -> Places:
+        """Raises FitError past the capacity."""
+        self.check(tokens)
+        self._placed = layer
+        return self._made[layer].caches
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
         made = self._extended(layer, k, v)
         keys, values = made.caches
@@ -121,8 +128,10 @@ class DeviceState(SequenceState):
     def _extended(self, layer: int, *rows: Tensor) -> _Layer:
         self.check(rows[0].shape[0])
         made = self._made[layer]
-        for cache, x in zip(made.caches, rows, strict=True):
-            store(x, cache, self._place)
+        if layer != self._placed:
+            for cache, x in zip(made.caches, rows, strict=True):
+                store(x, cache, self._place)
+        self._placed = -1
         return made
 
     def _wide(self, cache: Cache, tokens: int, window: int) -> Tensor:
