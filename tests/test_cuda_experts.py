@@ -73,7 +73,8 @@ class Layer:
         """float32 [tokens, hidden]. `many`: weights are rounded, and the outputs of every expert. `first`: features of
         each expert that are left out, and b2 with them.
 
-        `flip` is then the most that one value of h moves a sum by, rounded to its neighbour.
+        `flip` is then the most that one value of h, and one output that is rounded, move a sum by if rounded to their
+        neighbours.
         """
         activation = ClampedSwiglu(1.702, 7.0) if self.case.clamped else swiglu
         out, self.flip = torch.zeros(len(x), self.case.hidden), 0.0
@@ -84,8 +85,9 @@ class Layer:
             gate, up = (w13 @ x[token].float() + (b13 if self.case.biases else 0)).chunk(2)
             h, left_out = rounded(activation(gate, up)), first[ids[token, slot]] if first else 0
             h[:left_out] = 0
-            self.flip = max(self.flip, float(2**-8 * h.abs().max() * w2.abs().max() * weights[token, slot]))
             y = w2 @ h + (b2[: self.case.hidden] if self.case.biases and not left_out else 0)
+            moved = h.abs().max() * w2.abs().max() + (y.abs().max() if many else 0)
+            self.flip = max(self.flip, float(2**-8 * moved * weights[token, slot]))
             out[token] += weights[token, slot] * (rounded(y) if many else y)
         return out
 
@@ -118,7 +120,7 @@ def test_sorts_pairs_by_expert(tokens, slots, experts, device):
 def near(found, expected, flip=0.0):
     """h is rounded to 2^-9 of itself, some of it to the neighbour where sums differ, and so are outputs of experts.
 
-    Among very many sums some have the largest value of h rounded so, which moves them by `flip`.
+    Among very many sums some have the largest value rounded so, which moves them by `flip`.
     """
     close(found, expected, rtol=2**-7, atol=2**-7 * expected.std().item() + flip)
 

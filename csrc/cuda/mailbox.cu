@@ -124,8 +124,12 @@ __global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble
     const uint32_t number = state->number;
     const krasis_slot slot = slots.of(number);
     __shared__ uint32_t status;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        const uint64_t since = nanoseconds();
         status = wait_for(slot.reply, number, timeout);
+        if (blockIdx.x == 0)
+            state->waited += nanoseconds() - since;
+    }
     __syncthreads();
     if (status) {
         if (threadIdx.x == 0) {

@@ -121,6 +121,7 @@ typedef struct krasis_mailbox_state {
     uint32_t waits;  /* whether the last call posted anything */
     uint32_t failed; /* once a wait was in vain: nothing is posted any more, nor waited for */
     uint32_t missed; /* cold pairs of all calls so far, modulo 2^32 */
+    uint64_t waited; /* nanoseconds that all waits so far took */
 } krasis_mailbox_state;
 
 /* How cold pairs are divided: of n of them the CPU gets the first cut[n] features between w13 and w2, and the device itself

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from krasis.cli.bench_figures import bytes_read, config_of, drafts_of, speeds, tell, verdict
 from krasis.cli.console import Reporter, human
+from krasis.cli.moved import paths, waited_s
 from krasis.cli.options import show_notes
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _result(engine: "CudaEngine", measured: "HybridMeasured") -> dict[str, Any]:
         "prefill_parts": allowed.prefill_parts,
         "decode_parts": allowed.decode_parts,
         "phases": phases(engine, measured.runs),
+        "waited_s_per_token": waited_s(measured.runs),
         "vram_used": measured.used,
         "resident_experts": engine.placement.resident_experts,
         "started": engine.started.steps,
@@ -88,18 +90,13 @@ def _result(engine: "CudaEngine", measured: "HybridMeasured") -> dict[str, Any]:
 
 def _facts(result: dict[str, Any]) -> dict[str, object]:
     hits, phases = result["hit_rate"], result["phases"]
-    moved = {
-        phase: ", ".join(
-            f"{human(found['bytes'])} by {path} at {human(found['rate'])}/s" for path, found in paths.items()
-        )
-        for phase, paths in phases.items()
-    }
+    moved, waited = paths(phases, result["rates"]), f"{1e3 * result['waited_s_per_token']:.2f} ms waiting for the CPU"
     decode, prefill = (f"{result[name]:.4g} tok/s" for name in ("ceiling_tok_s", "prefill_ceiling_tok_s"))
     return {
         "hit rate": "no experts" if hits is None else _hits(result),
         "GPU memory": f"{human(result['vram_used'])} in use, {human(result['config']['vram'])} allowed",
-        "prompt": moved["prefill"] or "nothing moved",
-        "each token": moved["decode"] or "nothing moved",
+        "prompt": moved["prefill"],
+        "each token": f"{moved['decode']}, {waited}",
         "decode": f"{result['ratio']:.0%} of the {decode} that the machine allows",
         "prefill": f"{result['prefill_ratio']:.0%} of the {prefill} that the machine allows",
         "start": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["started"].items()),

@@ -9,6 +9,7 @@ import typer
 
 from krasis.cli.console import Reporter, emit_json, human
 from krasis.cli.inspect import JsonOption, PackArgument
+from krasis.cli.moved import Watch, paths
 from krasis.cli.options import (
     DeviceOption,
     HeatOption,
@@ -89,11 +90,11 @@ def run(
     if chatting:
         _chat(session, system, stats)
         return
-    answer = session.answer(ids, engine.new_state(), quiet=json)
+    answer, moved = session.answer(ids, engine.new_state(), quiet=json)
     if json:
-        emit_json(_result(answer, engine.hit_rate, seed))
+        emit_json(_result(answer, engine.hit_rate, seed) | moved)
     elif stats:
-        _print_stats(answer, engine)
+        _print_stats(answer, engine, moved)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Session:
     stops: list[str]
     drafts: bool
 
-    def answer(self, ids: list[int], state: "SequenceState", *, quiet: bool = False) -> "Answer":
-        """Generate from `ids`, streaming the text to stdout unless `quiet`."""
+    def answer(self, ids: list[int], state: "SequenceState", *, quiet: bool = False) -> tuple["Answer", dict[str, Any]]:
+        """Generate from `ids`, streaming the text to stdout unless `quiet`; and what moved meanwhile, see `Watch`."""
         from krasis.runtime.drafts import Drafter
         from krasis.runtime.generate import generate
 
@@ -118,6 +119,8 @@ class Session:
             raise InputError(
                 f"the conversation takes {state.position + len(ids)} tokens", where="--context", expected=expected
             )
+        watch = Watch(self.engine)
+        watch.look()
         answer = generate(
             self.engine,
             self.tokenizer,
@@ -128,10 +131,12 @@ class Session:
             stops=self.stops,
             show=(lambda text: None) if quiet else _show,
             drafter=Drafter(self.engine.costs) if self.drafts else None,
+            between=watch.look,
         )
+        watch.look()
         if not quiet:
             print()
-        return answer
+        return answer, watch.found(answer)
 
 
 def _show(text: str) -> None:
@@ -173,14 +178,14 @@ def _chat(session: Session, system: str | None, stats: bool) -> None:
         messages.append({"role": "user", "content": line})
         try:
             # The template may rewrite earlier turns, so the conversation is read anew.
-            answer = session.answer(session.tokenizer.chat(messages), session.engine.new_state())
+            answer, moved = session.answer(session.tokenizer.chat(messages), session.engine.new_state())
         except KeyboardInterrupt:
             print("\n(interrupted; Ctrl-D ends the chat)")
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer.text})
         if stats:
-            _print_stats(answer, session.engine)
+            _print_stats(answer, session.engine, moved)
 
 
 def _result(answer: "Answer", hit_rate: float | None, seed: int) -> dict[str, Any]:
@@ -201,15 +206,18 @@ def _result(answer: "Answer", hit_rate: float | None, seed: int) -> dict[str, An
     }
 
 
-def _print_stats(answer: "Answer", engine: "Engine") -> None:
+def _print_stats(answer: "Answer", engine: "Engine", moved: dict[str, Any]) -> None:
     decode = f"{answer.decode_tok_s:.1f} tok/s" if answer.decode_tok_s else "no second token"
     weights, cache = human(engine.plan.weights), human(engine.plan.kv)
     hits = "" if engine.hit_rate is None else f", {engine.hit_rate:.1%} of experts on the GPU"
     drafts = f", {answer.accepted} of {answer.drafted} drafted right" if answer.drafted else ""
-    copied = f", {human(engine.copied)} copied to the GPU" if engine.copied else ""
-    lines = (
+    lines = [
         f"prompt: {answer.prompt_tokens} tokens at {answer.prefill_tok_s:.1f} tok/s, first after {answer.ttft_s:.3f} s",
         f"answer: {len(answer.token_ids)} tokens at {decode}{hits}{drafts}",
-        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache{copied}; backend {engine.backend.name}",
-    )
+        f"memory: {weights} of weights {engine.plan.load}, {cache} of cache; backend {engine.backend.name}",
+    ]
+    if moved:
+        by = paths(moved["phases"], moved["rates"])
+        waited = f"{1e3 * moved['waited_s_per_token']:.2f} ms of waiting for the CPU"
+        lines.append(f"moved: for the prompt {by['prefill']}; for each token {by['decode']}, {waited}")
     print("\n".join(lines), file=sys.stderr)

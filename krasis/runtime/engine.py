@@ -84,11 +84,6 @@ class Engine:
         """Share of what decoded tokens read of experts that lay on a GPU; None without one."""
         return None
 
-    @property
-    def copied(self) -> int:
-        """Bytes of weights that were copied to a GPU since the start."""
-        return 0
-
     def new_state(self) -> SequenceState:
         """The state of an empty sequence."""
         size, backend = (self.plan.context, planning.PREFILL_CHUNK), self.backend

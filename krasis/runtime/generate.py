@@ -51,8 +51,11 @@ def generate(
     stops: Sequence[str] = (),
     show: Callable[[str], object] = lambda text: None,
     drafter: Drafter | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> Answer:
-    """Continue `state` with `prompt`, then generate. `show` gets the text piece by piece."""
+    """Continue `state` with `prompt`, then generate. `show` gets the text piece by piece; `between` is called once the
+    first token is there, untimed.
+    """
     answer = Answer(len(prompt))
     stream, stop = tokenizer.stream(), StopText(list(stops))
 
@@ -66,6 +69,8 @@ def generate(
         for token in tokens:
             if not answer.token_ids:
                 answer.ttft_s = time.perf_counter() - begin
+                between()
+                begin = time.perf_counter()
             answer.token_ids.append(token)
             ended = token in engine.spec.eos_token_ids
             if not ended:
@@ -73,7 +78,7 @@ def generate(
             if ended or stop.hit:
                 answer.finish_reason = "stop"
                 break
-        answer.decode_s = time.perf_counter() - begin - answer.ttft_s
+        answer.decode_s = time.perf_counter() - begin
     emit(stop.flush())
     if drafter is not None:
         answer.drafted, answer.accepted = drafter.drafted, drafter.accepted

@@ -105,7 +105,7 @@ def test_bench_counts_them(device, demo_pack, logits, ids):
     run, size, cold = bench._run(engine, ids, PREFILLED, Silent()), engine.expert_bytes, 4 * 16
     away = sum(layer.passing for layer in outline(pack.manifest).layers)
     assert (run.prefill.dense, run.decode.dense) == (away, DECODED * away)
-    found, read = bench.phases(engine, [run]), (run.decode.missed - run.decode.on_cpu) * size
+    found, read = bench.phases(engine, [run]), (run.decode.missed * size - run.decode.cpu_read)
     assert found["prefill"]["PCIe"]["bytes"] == away + cold * size
     assert found["decode"]["PCIe"]["bytes"] == away + read / DECODED
 

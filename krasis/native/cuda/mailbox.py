@@ -13,7 +13,7 @@ from krasis.native.server import Mailbox, trouble
 TIMEOUT = 10.0
 """Seconds: a layer's experts may have to come from a disk first."""
 
-_STATE, _MISSED = 4, 3
+_STATE, _MISSED, _WAITED = 6, 3, 2
 
 _post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 5)
 _wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG, POINTER, LONG)
@@ -112,6 +112,11 @@ class DeviceMailbox:
     def missed(self) -> int:
         """Cold pairs so far, modulo 2^32, whoever computed them; waits for the device."""
         return int(self._state[_MISSED]) & 0xFFFFFFFF
+
+    @property
+    def waited(self) -> float:
+        """Seconds of the device's waits so far; waits for it itself."""
+        return int(self._state.view(torch.int64)[_WAITED]) * 1e-9
 
     def check(self) -> None:
         """Raises KrasisError if a wait was in vain, among the calls that the device has finished."""

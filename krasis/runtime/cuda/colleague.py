@@ -69,6 +69,11 @@ class Colleague:
         return self._device.missed
 
     @property
+    def waited(self) -> float:
+        """See `DeviceMailbox.waited`."""
+        return self._device.waited
+
+    @property
     def work(self) -> Work:
         """What the CPU did so far."""
         return Work() if self._server is None else self._server.work

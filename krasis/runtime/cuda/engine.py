@@ -166,8 +166,9 @@ class CudaEngine(Engine):
         routed = self._decoded * len(self.experts_of) * self.chosen
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
-            done, missed = self._colleague.work.all, self._colleague.missed
-            found = replace(found, missed=missed, cpu_read=done.read, cpu_s=done.seconds, missed_if_static=missed)
+            done, missed, waited = self._colleague.work.all, self._colleague.missed, self._colleague.waited
+            found = replace(found, missed=missed, missed_if_static=missed)
+            found = replace(found, cpu_read=done.read, cpu_s=done.seconds, waited_s=waited)
         if self._follow is not None:
             found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
         return found - self._before
@@ -175,11 +176,6 @@ class CudaEngine(Engine):
     @property
     def hit_rate(self) -> float | None:
         return self.traffic().hit_rate
-
-    @property
-    def copied(self) -> int:
-        found = self.traffic()
-        return found.copied + found.dense
 
     def planned(self, prompt: int) -> Plan:
         """The plan as it would be for prompts of `prompt` tokens."""

@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass, field
 class Traffic:
     """Bytes copied to the device: of experts for prompts, and of dense weights that pass through it. Of tokens taken a
     few at a time: pairs of a token and an expert that was chosen for it, those that were not resident, bytes of these
-    that the CPU computed with, and its seconds; pairs that would not have been had residents stayed where they were
-    placed, and bytes that exchanging them moved.
+    that the CPU computed with, its seconds, and those that the device waited for it; pairs that would not have been had
+    residents stayed where they were placed, and bytes that exchanging them moved.
     """
 
     copied: int = 0
@@ -18,6 +18,7 @@ class Traffic:
     missed: int = 0
     cpu_read: int = 0
     cpu_s: float = 0.0
+    waited_s: float = 0.0
     missed_if_static: int = 0
     exchanged: int = 0
 
