@@ -74,7 +74,7 @@ class Forced:
 
 
 def prefilled(engine, ids, way="whole"):
-    engine._crossover = Forced(way)
+    engine.runner.ways = Forced(way)
     state = engine.new_state()
     return engine.logits(engine.all_hidden(ids, state)), state
 

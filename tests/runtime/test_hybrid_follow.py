@@ -67,7 +67,7 @@ class Forced:
 
 
 def prefilled(engine, ids, way="whole"):
-    engine._crossover = Forced(way)
+    engine.runner.ways = Forced(way)
     state = engine.new_state()
     return engine.logits(engine.all_hidden(ids, state)), state
 
@@ -133,7 +133,7 @@ def test_experts_come_and_go_and_results_stay(family, device, pack_of, hybrid, e
     assert moving.new_state() is state
     for way in ("whole", "touched"):
         assert torch.equal(prefilled(moving, ids[:PREFILLED], way)[0], prompt)
-    moving._follow.settle()
+    moving.runner.follow.settle()
     assert check_consistent(moving, pack) == slots
 
 
@@ -191,7 +191,7 @@ def test_there_is_nothing_to_follow_where_all_or_none_are_resident(share, device
 def test_who_leaves_is_gone_before_its_slot_is_written_to(demo_pack, hybrid, ids, monkeypatch):
     """And who comes enters the tables once its copy is waited for."""
     engine, events = hybrid(demo_pack(), "cpu", trace=True), []
-    residents, lanes = engine.residents, engine._follow._lanes
+    residents, lanes = engine.residents, engine.runner.follow._lanes
     put, copy, wait = residents.put, follow.copy, lanes.wait
 
     def note(kind, call, where=lambda *_: None):
@@ -220,5 +220,5 @@ def test_who_leaves_is_gone_before_its_slot_is_written_to(demo_pack, hybrid, ids
             assert [kind for kind, _ in rest[:4]] == ["step", "step", "wait", "put"]
             assert rest[3][1][1] == freed
     assert kinds.count("put") >= 2 * len(rounds) - 1
-    engine._follow.settle()
-    assert np.array_equal(engine._follow._policy.resident, residents.addresses != 0)
+    engine.runner.follow.settle()
+    assert np.array_equal(engine.runner.follow._policy.resident, residents.addresses != 0)

@@ -65,7 +65,7 @@ def logits(ids):
         placement = dataclasses.replace(placement, chunk=chunk or placement.chunk)
         options = {"context": CONTEXT, "vram": ROOMY, "threads": 1, "placement": placement, "rates": REFERENCE}
         engines.append(engine := CudaEngine(pack, torch.device(device), **options))
-        engine._crossover = SimpleNamespace(best=lambda tokens: "few" if tokens == 1 else way)
+        engine.runner.ways = SimpleNamespace(best=lambda tokens: "few" if tokens == 1 else way)
         state = engine.new_state()
         prompt = engine.logits(engine.all_hidden(ids[:PREFILLED], state))
         tokens = [engine.last_logits([token], state).cpu() for token in ids[PREFILLED:]]

@@ -32,9 +32,9 @@ from krasis.runtime.cuda.passes import Crossover, Way
 from krasis.runtime.cuda.placed import place_dense
 from krasis.runtime.cuda.residents import Residency, Residents
 from krasis.runtime.cuda.room import check_room, free_bytes
+from krasis.runtime.cuda.runner import Runner
 from krasis.runtime.cuda.splits import Splits
 from krasis.runtime.cuda.state import DeviceState
-from krasis.runtime.cuda.step import Found, Step
 from krasis.runtime.cuda.store import HostStore
 from krasis.runtime.cuda.stream import Stream
 from krasis.runtime.drafts import WIDTHS
@@ -45,7 +45,7 @@ from krasis.runtime.placement.plan import Plan, Wishes
 from krasis.runtime.placement.plan import plan as plan_devices
 from krasis.runtime.placement.residents import candidates
 from krasis.runtime.rates import Rates, known
-from krasis.runtime.state import Mix, SequenceState, undo_bytes
+from krasis.runtime.state import SequenceState, undo_bytes
 from krasis.runtime.tracer import Tracer
 from krasis.runtime.weights import PackWeights
 
@@ -92,8 +92,7 @@ class CudaEngine(Engine):
         self.segments, self.layers = planning.chosen(pack.manifest, (LAYOUT,)), self._family.states(self.spec)
         self.sequences, self.moments, self.notes = 1, None, []
         self.experts_of = self._family.moe_layers(self.spec)
-        self.rates, self._decoded, self._before = rates or known(), 0, Traffic()
-        self._follow: Follow | None = None
+        self.rates, self._before = rates or known(), Traffic()
         wishes = Wishes((vram,), context, self.kv, PROMPT)
         self._outline, self._heat = outline(pack.manifest, pack.path), heat
         self.placement = placement or self._planned(wishes)
@@ -110,15 +109,17 @@ class CudaEngine(Engine):
         self._place(pack, threads, timeout, divide, moving=moving)
         found, dense = candidates(self._outline, heat), self.placement.devices[0].dense
         away, layers = self.residents.addresses == 0, len(self.residents.partial)
-        self._crossover = Crossover.of(found, away, layers, dense, self._dense.bytes, self.rates)
-        kernels_s = self.placement.decode_parts["kernels"]
-        self.costs = step_costs(found, away, self._crossover, kernels_s, undo_bytes(self.layers))
+        ways = Crossover.of(found, away, layers, dense, self._dense.bytes, self.rates)
+        self.costs = step_costs(found, away, ways, self.placement.decode_parts["kernels"], undo_bytes(self.layers))
+        self.runner = Runner(self.model, self._state, self.stream, self._dense, self._colleague, ways)
         self._synchronize()
         self.started.done("load")
         # Captured, choices could not be told to a tracer, nor could the host look up an embedding.
-        self._steps = {} if trace or not self._store.registered else self._captured()
+        if not trace and self._store.registered:
+            self.runner.capture(device)
+            self._check()
         if self.residents.moving:
-            self._follow = Follow(pack, self._store, self.residents, found.probability, Lanes(device))
+            self.runner.follow = Follow(pack, self._store, self.residents, found.probability, Lanes(device))
         self._before = self.traffic()
         self.started.done("capture")
 
@@ -163,14 +164,14 @@ class CudaEngine(Engine):
 
     def traffic(self) -> Traffic:
         """What moved since the start; waits for the device."""
-        routed = self._decoded * len(self.experts_of) * self.chosen
+        routed = self.runner.decoded * len(self.experts_of) * self.chosen
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
             done, missed, waited = self._colleague.work.all, self._colleague.missed, self._colleague.waited
             found = replace(found, missed=missed, missed_if_static=missed)
             found = replace(found, cpu_read=done.read, cpu_s=done.seconds, waited_s=waited)
-        if self._follow is not None:
-            found = replace(found, missed_if_static=self._follow.missed_if_static(), exchanged=self._follow.copied)
+        if (follow := self.runner.follow) is not None:
+            found = replace(found, missed_if_static=follow.missed_if_static(), exchanged=follow.copied)
         return found - self._before
 
     @property
@@ -206,7 +207,7 @@ class CudaEngine(Engine):
     def last_logits(self, ids: list[int], state: SequenceState) -> Tensor:
         """The same, on the device, and until the next call."""
         for chunk, way in self._passes(ids):
-            found = self._forward(chunk, way)
+            found = self.runner.run(chunk, way)
         logits = self.model.logits(found.hidden[-1:]) if found.logits is None else found.logits
         self._check()
         return logits[-1]
@@ -218,7 +219,7 @@ class CudaEngine(Engine):
         self._state.check(len(some))
         if len(some) > 1:
             self._state.attempt()
-        found = self._forward(some, "few")
+        found = self.runner.run(some, "few")
         assert found.logits is not None
         self._state.mixes = found.mixes
         return found.logits
@@ -241,7 +242,7 @@ class CudaEngine(Engine):
 
     @torch.inference_mode()
     def all_hidden(self, ids: list[int], state: SequenceState) -> Tensor:
-        found = torch.cat([self._forward(chunk, way).hidden.clone() for chunk, way in self._passes(ids)])
+        found = torch.cat([self.runner.run(chunk, way).hidden.clone() for chunk, way in self._passes(ids)])
         self._check()
         return found
 
@@ -260,70 +261,8 @@ class CudaEngine(Engine):
             self._colleague.close()
         self._store.close()
 
-    def _captured(self) -> dict[int, Step]:
-        """Tokens -> the graph of so many."""
-        self._dense.begin()
-        self.stream.begin("few")
-        steps: dict[int, Step] = {}
-        with torch.inference_mode():
-            # Each is run once before it is captured.
-            for tokens in (tokens for tokens in STEPS if 2 * tokens <= self.plan.context):
-                self._state.reset()
-                pool = next(iter(steps.values())).pool if steps else None
-                steps[tokens] = Step(self._step, tokens, self.device, pool)
-        self._state.reset()
-        self._check()
-        return steps
-
-    def _few(self, ids: Tensor) -> Found:
-        mixes: list[Mix] | None = [] if len(ids) > 1 else None
-        self._state.mixes = mixes
-        hidden = self.model.forward(ids, self._state)
-        self._state.commit()
-        return Found(hidden, self.model.logits(hidden), mixes)
-
-    def _step(self, ids: Tensor) -> Found:
-        found = self._few(ids)
-        self._dense.settle()
-        return found
-
-    def _forward(self, ids: Tensor, way: Way) -> Found:
-        """With logits where these are made anyway."""
-        if self._follow is None:
-            return self._meet(ids, way)
-        if way != "few":
-            self._follow.settle()
-        found = self._meet(ids, way)
-        self._follow.ran(len(ids), prompt=way != "few")
-        return found
-
-    def _meet(self, ids: Tensor, way: Way) -> Found:
-        self._dense.begin()
-        self.stream.begin(way)
-        if way != "few":
-            return Found(self.model.forward(ids, self._state))
-        self._decoded += len(ids)
-        if self._colleague is not None:
-            self._colleague.wake()
-        if len(ids) not in self._steps:
-            return self._few(ids)
-        self._dense.settle()
-        found = self._steps[len(ids)](ids)
-        if self.device.type == "cuda":
-            self._state.moved(len(ids))
-        return found
-
     def _passes(self, ids: list[int]) -> Iterator[tuple[Tensor, Way]]:
-        """Tokens that are taken together, and how they meet experts that are not resident."""
-        self._state.check(len(ids))
-        for chunk in torch.split(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk):
-            if (way := self._crossover.best(len(chunk))) != "few":
-                yield chunk, way
-                continue
-            while len(chunk):
-                tokens = next(step for step in STEPS if step <= len(chunk))
-                yield chunk[:tokens], way
-                chunk = chunk[tokens:]
+        return self.runner.passes(torch.tensor(ids, dtype=torch.int32, device=self.device), self.chunk)
 
     def _check(self) -> None:
         """Raises KrasisError if the CPU failed the GPU."""
