@@ -174,7 +174,8 @@ template <class Isa, class Codec> struct MarlinStrip {
             for (int t = 0; t < T; t++)
                 Isa::store_floats(y[u][t], Isa::floats(0));
         const krasis_matrix &matrix = *work.job.matrix;
-        for (int64_t g = 0; g < groups_in(work.job); g++)
+        const int64_t last = groups_in(work.job);
+        for (int64_t g = 0; g < last; g++)
             switch (matrix.group_size / kTileDepth) {
             case 2: add_group<T, 2>(y, token, g); break;
             case 4: add_group<T, 4>(y, token, g); break;

@@ -100,7 +100,7 @@ template <class Isa, class Codec> struct UnpackMarlin {
 template <class Isa, class Codec, int T, int U>
 void multiply_block(const Work &work, const Panels &panels, int64_t token, int panel, int64_t unit) {
     const krasis_matrix &matrix = *work.job.matrix;
-    const int64_t k = matrix.k, groups = k / matrix.group_size;
+    const int64_t k = matrix.k, groups = k / matrix.group_size, last = groups_in(work.job);
     const uint8_t *line = panels.lines + panel * k * kUnit;
     const float *scales = panels.scales + panel * groups * kUnit;
     const int8_t *q = work.activations.q + token * k;
@@ -108,7 +108,7 @@ void multiply_block(const Work &work, const Panels &panels, int64_t token, int p
     for (int t = 0; t < T; t++)
         for (int u = 0; u < U; u++)
             y[t][u] = Isa::floats(0);
-    for (int64_t g = 0; g < groups_in(work.job); g++, scales += kUnit) {
+    for (int64_t g = 0; g < last; g++, scales += kUnit) {
         typename Isa::Ints sum[T][U];
         for (int t = 0; t < T; t++)
             for (int u = 0; u < U; u++)

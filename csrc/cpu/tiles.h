@@ -25,12 +25,13 @@ template <class Isa, class Codec, int R>
 void multiply_tile_block(const Work &work, const Panels &panels, int64_t token, int tokens, int panel, int64_t unit) {
     const krasis_matrix &matrix = *work.job.matrix;
     const int64_t k = matrix.k, size = matrix.group_size, groups = k / size, depth = size < 64 ? size : 64;
+    const int64_t last = groups_in(work.job);
     const uint8_t *line = panels.lines + panel * k * kUnit;
     const float *scales = panels.scales + panel * groups * kUnit;
     const int8_t *q = work.activations.q + token * k;
     alignas(64) float y[R * kTileTokens][2][kUnit] = {};
     alignas(64) int32_t sum[R][2][kTileTokens][kUnit];
-    for (int64_t g = 0; g < groups_in(work.job); g++, scales += kUnit) {
+    for (int64_t g = 0; g < last; g++, scales += kUnit) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);

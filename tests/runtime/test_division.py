@@ -45,3 +45,10 @@ def test_little_is_computed_by_one_alone():
     quick = replace(REFERENCE, hand_off_s=1e-6)
     assert division(8, 10_000, 8, slow) == [0] * 9
     assert division(8, 10_000, 8, quick)[1:] == [8] * 8
+
+
+def test_the_gpu_reads_less_while_dense_weights_are_copied_to_it():
+    alone, beside = (division(8, 10_000_000, 16, REFERENCE, passing) for passing in (0, 35_000_000))
+    assert 0 < alone[8] < beside[8] < 16
+    assert all(more >= less for more, less in zip(beside, alone, strict=True))
+    assert division(8, 10_000_000, 16, REFERENCE, 1e9) == [16] * 9
