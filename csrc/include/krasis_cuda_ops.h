@@ -76,6 +76,20 @@ KRASIS_API int krasis_cuda_attention_many(const uint16_t *q, int64_t q_stride, i
 KRASIS_API int krasis_cuda_route(const float *logits, const float *bias, int64_t tokens, int experts, int chosen,
                                  int scores, int normalize, float scale, int32_t *ids, float *weights, void *stream);
 
+/* Of x bf16 [m][heads][k + rest], at most KRASIS_CUDA_MOST_FEW rows: y [m][heads][n + rest] = the first k elements times
+ * weights [heads][n][k], float32 or bf16, and the rest as it is. Rows and heads lie so many elements apart; those of x and of
+ * the weights are multiples of 8, and so is k. `fixed`: see krasis_cuda_linear_few. */
+KRASIS_API int krasis_cuda_plain(const void *weights, int type, int heads, int64_t weight_head, int n, int k, int rest,
+                                 const uint16_t *x, int m, int64_t x_row, int64_t x_head, void *y, int y_type,
+                                 int64_t y_row, int64_t y_head, int fixed, void *stream);
+
+/* krasis_cuda_route of the logits that router [experts][k] gives of x bf16 [m][k]. logits float32 [m][experts] is scratch,
+ * counter 0 before and after. */
+KRASIS_API int krasis_cuda_choose(const void *router, int type, int experts, int k, const uint16_t *x, int m,
+                                  int64_t x_row, const float *bias, int chosen, int scores, int normalize, float scale,
+                                  float *logits, int32_t *counter, int32_t *ids, float *weights, int fixed,
+                                  void *stream);
+
 /* y = x sigmoid(gate), [tokens][n]. */
 KRASIS_API int krasis_cuda_gate(const uint16_t *x, int64_t x_stride, const uint16_t *gate, int64_t gate_stride,
                                 int64_t tokens, int n, uint16_t *y, void *stream);

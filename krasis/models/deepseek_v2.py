@@ -1,7 +1,6 @@
 """DeepSeek-V2: latent attention, dense first layers, shared experts, routing that may be limited to groups."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from krasis.models.blocks import latent_attention as mla
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.mlp import GatedMlp
-from krasis.models.blocks.moe import Moe, Route
+from krasis.models.blocks.moe import Best, Moe, Route
 from krasis.models.blocks.rope import Rope, RopeSpec
 from krasis.models.blocks.routing import within_best_groups
 from krasis.models.config import Config
@@ -208,7 +207,7 @@ def router(spec: MoeSpec, ops: Ops, bias: Tensor | None) -> Route:
     """How a token's experts are chosen (DeepSeek-V2, eq. 20 to 24; DeepSeek-V3, eq. 12 to 16)."""
     routing = Routing(spec.experts_per_token, spec.scores, spec.norm_topk_prob, spec.routed_scale)
     if spec.kept_groups == spec.groups:
-        return partial(ops.route, bias=bias, routing=routing)
+        return Best(ops, routing, bias)
 
     def limited(logits: Tensor) -> tuple[Tensor, Tensor]:
         scores = score(logits, routing.scores)

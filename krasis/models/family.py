@@ -12,7 +12,7 @@ from krasis.models.weight import File
 
 if TYPE_CHECKING:
     from krasis.models.blocks.rope import Angles
-    from krasis.models.ops import Ops
+    from krasis.models.ops import Ops, Routing
 
 # Whoever writes a config.json or a manifest says how many things are made for each layer, expert and head.
 MOST_LAYERS, MOST_PARTS, MOST_WIDTH = 1 << 10, 1 << 12, 1 << 20
@@ -60,6 +60,15 @@ class TakesBias(Protocol):
         """The same plus `bias` float32 [N]."""
 
 
+@runtime_checkable
+class Routes(Protocol):
+    """A router, a `Linear` of x [tokens, H], that can choose experts as well."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def choose(self, x: Tensor, bias: Tensor | None, routing: "Routing") -> tuple[Tensor, Tensor]:
+        """`Ops.route` of its logits."""
+
+
 def add_product(linear: Linear, out: Tensor, x: Tensor) -> None:
     """out += linear(x)."""
     if isinstance(linear, Adds):
@@ -80,6 +89,9 @@ class Heads(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [tokens, heads, K] -> [tokens, heads, N], each head by its own matrix."""
+
+    def leading(self, x: Tensor) -> Tensor:
+        """[tokens, heads, K + rest] -> [tokens, heads, N + rest]: the same of the first K, the rest as it is."""
 
     def dense(self, heads: slice) -> Tensor:
         """float32 [heads, N, K] of some heads, made anew at every call."""

@@ -1,7 +1,6 @@
 """gpt-oss: attention with sinks, in some layers over a window; clamped experts with biases (gpt-oss model card)."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -10,7 +9,7 @@ from torch import Tensor
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.linear import biased
 from krasis.models.blocks.mlp import ClampedSwiglu
-from krasis.models.blocks.moe import Moe
+from krasis.models.blocks.moe import Best, Moe
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
 from krasis.models.family import Count, ModelSpec, PartCount, Positive, Weights, Width
@@ -145,7 +144,7 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
     name = f"layers.{layer}"
     bias = weights.tensor(name, "router_bias").float()
     activation = ClampedSwiglu(spec.swiglu_alpha, spec.swiglu_limit)
-    route = partial(weights.ops.route, bias=bias, routing=Routing(spec.experts_per_token, "logits"))
+    route = Best(weights.ops, Routing(spec.experts_per_token, "logits"), bias)
     moe = Moe(weights, name, route, activation=activation)
     return Layer(weights, name, _Attention(spec, weights, layer), moe, spec.norm_eps)
 

@@ -1,14 +1,13 @@
 """Qwen3-Next: gated DeltaNet in most layers and gated attention in some, softmax routing, a shared expert."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from krasis.models.blocks.decoder import Decoder, Layer
 from krasis.models.blocks.mlp import GatedMlp
-from krasis.models.blocks.moe import Moe
+from krasis.models.blocks.moe import Best, Moe
 from krasis.models.blocks.norms import stored_norm
 from krasis.models.blocks.rope import Angles, Rope, RopeSpec
 from krasis.models.config import Config
@@ -198,8 +197,7 @@ def _build_layer(spec: Spec, weights: Weights, layer: int) -> Layer:
         mlp: Linear = GatedMlp(weights, f"{name}.dense", "gate_up", "down")
     else:
         routing = Routing(spec.experts_per_token, "softmax", normalize=spec.norm_topk_prob)
-        route = partial(weights.ops.route, bias=None, routing=routing)
-        mlp = Moe(weights, name, route, shared=_Shared(weights, name))
+        mlp = Moe(weights, name, Best(weights.ops, routing), shared=_Shared(weights, name))
     return Layer(weights, name, mixer(spec, weights, layer), mlp, spec.norm_eps, offset=1)
 
 

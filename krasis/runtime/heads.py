@@ -20,5 +20,9 @@ class PackedHeads:
     def __call__(self, x: Tensor) -> Tensor:
         return self._product(x)
 
+    def leading(self, x: Tensor) -> Tensor:
+        k = self._matrices[0].spec.shape[1]
+        return torch.cat((self(x[..., :k]), x[..., k:]), dim=-1)
+
     def dense(self, heads: slice) -> Tensor:
         return torch.stack([dequantize(matrix) for matrix in self._matrices[heads]])

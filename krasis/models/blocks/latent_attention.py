@@ -111,9 +111,7 @@ class LatentAttention:
 
     def absorbed(self, q: Tensor, latent: Tensor, state: State) -> Tensor:
         """Attention on the latents themselves, W_UK being applied to the query and W_UV to the result."""
-        q_nope, q_rope = _cut(q, self._spec.nope_dim)
-        q = torch.cat((self._k_b(q_nope), q_rope), dim=-1)
-        return self._v_b(state.each(self._attend_latents, q, latent))
+        return self._v_b(state.each(self._attend_latents, self._k_b.leading(q), latent))
 
     def expanded(self, q: Tensor, latent: Tensor, state: State) -> Tensor:
         """Attention on keys and values made of the latents."""

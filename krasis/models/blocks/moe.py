@@ -1,14 +1,28 @@
 """A mixture of experts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from krasis.models.blocks.mlp import swiglu
-from krasis.models.family import Activation, Linear, Weights
+from krasis.models.family import Activation, Linear, Routes, Weights
+from krasis.models.ops import Ops, Routing
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Router logits float32 [tokens, experts] -> (expert ids int64 [tokens, k], weights float32 [tokens, k])."""
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The `Route` that `Ops.route` is, which some routers take themselves."""
+
+    ops: Ops
+    routing: Routing
+    bias: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ops.route(logits, self.bias, self.routing)
 
 
 class Moe:
@@ -28,4 +42,10 @@ class Moe:
         self._route = route
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._experts(x, *self._route(self._router(x)))
+        return self._experts(x, *self._choose(x))
+
+    def _choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        router, route = self._router, self._route
+        if isinstance(route, Best) and isinstance(router, Routes):
+            return router.choose(x, route.bias, route.routing)
+        return route(router(x))

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from krasis.models.family import Activation, Experts, Heads, Linear
 from krasis.models.ops import Ops
@@ -12,7 +10,8 @@ from krasis.models.state import Cached
 from krasis.native.cuda.gemm import Form, Product, Scratch
 from krasis.native.cuda.ops import embed
 from krasis.runtime.backend import ExpertRecords, KvDtype, PackedMatrix, rows_of, side_by_side
-from krasis.runtime.cuda.linear import PackedLinear
+from krasis.runtime.cuda.heads import DeviceHeads
+from krasis.runtime.cuda.linear import PackedLinear, PlainLinear
 from krasis.runtime.cuda.ops import CudaOps
 from krasis.runtime.placement.outline import LAYOUT
 
@@ -55,8 +54,8 @@ class CudaBackend:
 
     def linear(self, matrix: PackedMatrix, *, wide: bool = False) -> Linear:
         if matrix.values is not None:
-            values = matrix.values
-            return lambda x: _plain(x, values, wide)
+            fixed = not self._passes(matrix.values)
+            return PlainLinear(matrix.values, self.ops, self._scratch, wide=wide, fixed=fixed)
         return self._products([matrix], wide)
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
@@ -65,7 +64,8 @@ class CudaBackend:
         return self._products(matrices, wide=False)
 
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
-        return DeviceHeads(matrices)
+        stored = [matrix.values for matrix in matrices if matrix.values is not None]
+        return DeviceHeads(stored, fixed=not any(map(self._passes, stored)))
 
     def experts(
         self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
@@ -84,40 +84,9 @@ class CudaBackend:
         return PackedLinear(products, self._scratch, wide=wide, fixed=fixed)
 
 
-class DeviceHeads:
-    """Implements `krasis.models.family.Heads`."""
-
-    def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
-        self._stacked = _in_place([matrix.values for matrix in matrices if matrix.values is not None])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.bmm(x.transpose(0, 1), self._stacked.transpose(1, 2)).transpose(0, 1)
-
-    def dense(self, heads: slice) -> Tensor:
-        return self._stacked[heads]
-
-
-def _in_place(records: Sequence[Tensor]) -> Tensor:
-    """[records, ..] without a copy: tensors of one shape that lie equally far apart in one allocation."""
-    first = records[0]
-    offsets = [record.storage_offset() for record in records]
-    apart = offsets[1] - offsets[0] if len(records) > 1 else first.numel()
-    assert offsets == [offsets[0] + i * apart for i in range(len(records))]
-    return first.as_strided((len(records), *first.shape), (apart, *first.stride()))
-
-
 def _product(matrix: PackedMatrix) -> Product:
     spec = matrix.spec
     assert matrix.codes is not None
     assert matrix.scales is not None
     n, k = spec.padded_shape
     return Product(Form(spec.codec, k, n, spec.group_size), matrix.codes, matrix.scales, spec.shape[0], spec.parts)
-
-
-def _plain(x: Tensor, weight: Tensor, wide: bool) -> Tensor:
-    """x @ weight^T of an unquantized matrix."""
-    if wide and weight.dtype is torch.bfloat16 and x.is_cuda:
-        return torch.mm(x, weight.T, out_dtype=torch.float32)
-    if wide:
-        return x.float() @ weight.float().T
-    return functional.linear(x, weight.to(x.dtype))

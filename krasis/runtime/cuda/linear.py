@@ -6,8 +6,11 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from krasis.models.ops import Ops, Routing
 from krasis.native.cuda.gemm import MOST_FEW, Product, Products, Scratch, linear, linear_few
+from krasis.native.cuda.plain import choose, plain, takes
 
 
 class PackedLinear:
@@ -40,3 +43,30 @@ class PackedLinear:
             for product, (first, last) in zip(self._parts, pairwise(ends), strict=True)
         ]
         return PackedLinear(parts, self._scratch, wide=self._wide, fixed=self._products.fixed)
+
+
+class PlainLinear:
+    """x bfloat16 [tokens, K] times a matrix [N, K] that is not packed: bfloat16, or float32 where `wide`.
+
+    Implements `krasis.models.family.Routes`. `fixed`: see `Products`.
+    """
+
+    def __init__(self, weight: Tensor, ops: Ops, scratch: Scratch, *, wide: bool, fixed: bool) -> None:
+        self._weight, self._ops, self._scratch, self._wide, self._fixed = weight, ops, scratch, wide, fixed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self._weight
+        if takes(weight, x):
+            dtype = torch.float32 if self._wide else torch.bfloat16
+            return plain(weight, x, torch.empty(len(x), len(weight), dtype=dtype, device=x.device), fixed=self._fixed)
+        if self._wide and weight.dtype is torch.bfloat16 and x.is_cuda:
+            return torch.mm(x, weight.T, out_dtype=torch.float32)
+        if self._wide:
+            return x.float() @ weight.float().T
+        return functional.linear(x, weight.to(x.dtype))
+
+    def choose(self, x: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        if not takes(self._weight, x):
+            return self._ops.route(self(x), bias, routing)
+        way = (routing.k, routing.scores, routing.normalize, routing.scale)
+        return choose(self._weight, x, bias, *way, self._scratch, fixed=self._fixed)
