@@ -10,7 +10,7 @@ from cuda_devices import on_devices
 
 from krasis.errors import InputError, KrasisError
 from krasis.models.ops import HeadShape, Routing, TorchOps, split_heads
-from krasis.native.cuda import attention, delta, ops
+from krasis.native.cuda import attention, delta, ops, plain
 from krasis.native.cuda.attention import widen
 from krasis.native.cuda.library import POINTER, Function
 from krasis.native.cuda.ops import Cache
@@ -205,7 +205,7 @@ def test_greatest(n, device):
 
 FUNCTIONS = [
     function
-    for module in (ops, attention, delta)
+    for module in (ops, attention, delta, plain)
     for function in vars(module).values()
     if isinstance(function, Function)
 ]

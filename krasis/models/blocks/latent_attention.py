@@ -92,8 +92,8 @@ class LatentAttention:
     def __init__(self, spec: LatentSpec, weights: Weights, layer: int) -> None:
         name = f"layers.{layer}"
         self._spec, self._layer = spec, layer
-        self._query = _query(spec, weights, name)
-        self._kv_a, self._o = (weights.linear(f"{name}.dense", key) for key in ("kv_a", "o"))
+        self._query_kv_a = weights.linears(f"{name}.dense", ("q_a" if spec.q_lora_rank else "q", "kv_a"))
+        self._query, self._o = _query(spec, weights, name), weights.linear(f"{name}.dense", "o")
         self._ops = weights.ops
         self._kv_norm = stored_norm(weights, name, "kv_norm")
         self._k_b, self._v_b = (weights.heads(f"{name}.heads", key) for key in ("k_b", "v_b"))
@@ -103,9 +103,10 @@ class LatentAttention:
 
     def __call__(self, x: Tensor, angles: Angles, state: State) -> Tensor:
         spec = self._spec
-        q = self._query(x).view(x.shape[0], spec.num_heads, -1)
         places = state.places(self._layer, len(x))
-        q, latent = self._ops.turn_latent(q, self._kv_a(x), angles, self._kv_norm, NORM_EPS, places)
+        query, kv = _cut(self._query_kv_a(x), -(spec.kv_lora_rank + spec.rope_dim))
+        q = self._query(query).view(x.shape[0], spec.num_heads, -1)
+        q, latent = self._ops.turn_latent(q, kv, angles, self._kv_norm, NORM_EPS, places)
         attend = self.absorbed if self._absorbs(*state.span(x.shape[0])) else self.expanded
         return self._o(attend(q, latent, state).flatten(1))
 
@@ -146,12 +147,11 @@ class LatentAttention:
 
 
 def _query(spec: LatentSpec, weights: Weights, name: str) -> Linear:
-    segment = f"{name}.dense"
+    """What makes queries of their latent; of a query itself where there is none."""
     if not spec.q_lora_rank:
-        return weights.linear(segment, "q")
-    q_a, q_b = weights.linear(segment, "q_a"), weights.linear(segment, "q_b")
-    norm = Norm(weights, name, "q_norm", NORM_EPS)
-    return lambda x: q_b(norm(q_a(x)))
+        return lambda query: query
+    q_b, norm = weights.linear(f"{name}.dense", "q_b"), Norm(weights, name, "q_norm", NORM_EPS)
+    return lambda latent: q_b(norm(latent))
 
 
 def _cut(x: Tensor, at: int) -> tuple[Tensor, Tensor]:

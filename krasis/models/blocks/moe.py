@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -39,13 +40,14 @@ class Moe:
     ) -> None:
         self._router = weights.linear(name, "router")
         self._experts = weights.experts(f"{name}.experts", activation, shared)
-        self._route = route
+        self._route, self._choose = route, _chooser(self._router, route)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._experts(x, *self._choose(x))
 
-    def _choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        router, route = self._router, self._route
-        if isinstance(route, Best) and isinstance(router, Routes):
-            return router.choose(x, route.bias, route.routing)
-        return route(router(x))
+
+def _chooser(router: Linear, route: Route) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """x [tokens, H] -> what `route` makes of the router's logits."""
+    if isinstance(route, Best) and isinstance(router, Routes):
+        return partial(router.choose, bias=route.bias, routing=route.routing)
+    return lambda x: route(router(x))
