@@ -86,8 +86,9 @@ def test_says_what_it_takes_and_refuses_the_rest(device):
     weight, x = weights_of(4, 24).to(device), random(2, 32).to(device)
     assert takes(weight, x[:, :24])
     assert takes(weight.float(), x[:, 8:])
-    for other in (random(9, 24), random(2, 24).float(), random(2, 28)[:, :24], x[:, 4:28]):
-        assert not takes(weight, other.to(device))
+    for other in (random(9, 24), random(2, 24).float(), random(2, 28)):
+        assert not takes(weight, other.to(device)[:, :24])
+    assert not takes(weight, x[:, 4:28])
     assert not takes(weights_of(4, 20).to(device), x[:, :20])
     assert not takes(weight.half(), x[:, :24])
     with pytest.raises(InputError, match="an output"):

@@ -19,7 +19,6 @@
  *     copy_async(shared, global, valid), copy_async_commit(),           16 bytes, zeros where not valid
  *     copy_async_wait<n>()                                              until at most n commits are under way
  *     load_fixed(p)                                                      16 bytes that no kernel under way writes
- *     fetch_ahead(p)                                                     brings the line of p into the second-level cache
  *     fence_system(), load_acquire(p), store_release(p, v)              seen by the host and by other devices; 32 bits,
  *                                                                       load_acquire also 64
  *     pause_polling()                                                   between two looks at what the host writes

@@ -97,8 +97,6 @@ __device__ inline uint4 load_fixed(const void *p) {
     return found;
 }
 
-__device__ inline void fetch_ahead(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 __device__ inline void fence_system() { __threadfence_system(); }
 
 __device__ inline uint32_t load_acquire(const uint32_t *p) {

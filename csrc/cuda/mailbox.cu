@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int kThreads = 512, kQuad = 4, kMostBlocks = 16, kFetchers = 48, kLine = 128;
+constexpr int kThreads = 512, kQuad = 4, kMostBlocks = 16;
 
 struct Slots {
     krasis_slot even, odd;
@@ -107,20 +107,12 @@ __device__ uint32_t wait_for(const krasis_reply *reply, uint32_t number, uint64_
     }
 }
 
-/* The last kFetchers blocks fetch `ahead` while the others wait for the CPU, for memory is idle then. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state,
-                                                     T *out, int quads, uint64_t timeout, const char *ahead, int64_t bytes) {
+__global__ void __launch_bounds__(kThreads)
+    wait_add(Slots slots, krasis_trouble *trouble, krasis_mailbox_state *state, T *out, int quads, uint64_t timeout) {
     follow_previous();
     if (!state->waits)
         return;
-    const int adders = bytes ? gridDim.x - kFetchers : gridDim.x, fetcher = blockIdx.x - adders;
-    if (fetcher >= 0) {
-        for (int64_t at = ((int64_t)fetcher * kThreads + threadIdx.x) * kLine; at < bytes;
-             at += kFetchers * kThreads * kLine)
-            fetch_ahead(ahead + at);
-        return;
-    }
     const uint32_t number = state->number;
     const krasis_slot slot = slots.of(number);
     __shared__ uint32_t status;
@@ -138,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) wait_add(Slots slots, krasis_trouble
         }
         return;
     }
-    for (int quad = blockIdx.x * kThreads + threadIdx.x; quad < quads; quad += adders * kThreads) {
+    for (int quad = blockIdx.x * kThreads + threadIdx.x; quad < quads; quad += gridDim.x * kThreads) {
         const float4 y = load_quad(slot.y, quad), old = load_quad(out, quad);
         store_quad(out, quad, make_float4(old.x + y.x, old.y + y.y, old.z + y.z, old.w + y.w));
     }
@@ -178,20 +170,18 @@ extern "C" int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
 }
 
 extern "C" int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,
-                                    int out_type, int64_t timeout, const void *ahead, int64_t bytes, void *stream) {
-    if (!state || !out || (bytes && !ahead))
+                                    int out_type, int64_t timeout, void *stream) {
+    if (!state || !out)
         return KRASIS_ERROR_NULL;
-    if (bytes < 0)
-        return KRASIS_ERROR_SHAPE;
     if (const int status = check(mailbox, tokens, out, out_type))
         return status;
     const Slots slots = slots_of(mailbox);
     krasis_trouble *const trouble = (krasis_trouble *)mailbox->memory;
     const int quads = tokens * mailbox->hidden / kQuad;
-    const unsigned blocks = min((quads + kThreads - 1) / kThreads, kMostBlocks) + (bytes ? kFetchers : 0);
+    const unsigned blocks = min((quads + kThreads - 1) / kThreads, kMostBlocks);
     if (out_type == KRASIS_FLOAT32)
         return launch(wait_add<float>, blocks, kThreads, 0, stream, slots, trouble, state, (float *)out, quads,
-                      (uint64_t)timeout, (const char *)ahead, bytes);
+                      (uint64_t)timeout);
     return launch(wait_add<bf16>, blocks, kThreads, 0, stream, slots, trouble, state, (bf16 *)out, quads,
-                  (uint64_t)timeout, (const char *)ahead, bytes);
+                  (uint64_t)timeout);
 }

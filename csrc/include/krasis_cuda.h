@@ -146,10 +146,9 @@ KRASIS_API int krasis_cuda_post(const krasis_mailbox *mailbox, krasis_mailbox_st
 
 /* out[tokens][hidden] += y of the post before, which had as many tokens, once the CPU has answered; at once and nothing
  * where none was made. out is float32, or bf16 rounded once, aligned to four elements. A reply that is an error, or that
- * has not come after `timeout` ns, is left in the mailbox's krasis_trouble, which the host is to look at; out then stays.
- * Meanwhile `bytes` from `ahead` on, if any, are brought into the device's second-level cache. */
+ * has not come after `timeout` ns, is left in the mailbox's krasis_trouble, which the host is to look at; out then stays. */
 KRASIS_API int krasis_cuda_wait_add(const krasis_mailbox *mailbox, krasis_mailbox_state *state, int tokens, void *out,
-                                    int out_type, int64_t timeout, const void *ahead, int64_t bytes, void *stream);
+                                    int out_type, int64_t timeout, void *stream);
 
 #ifdef __cplusplus
 }

@@ -218,7 +218,6 @@ inline uint4 load_fixed(const void *p) {
 inline void __threadfence() {}
 template <class T> T __ldcg(const T *p) { return *p; }
 inline int atomicAdd(int *p, int x) { return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST); }
-inline void fetch_ahead(const void *) {}
 
 inline void fence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline uint32_t load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }

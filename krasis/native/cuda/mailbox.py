@@ -16,7 +16,7 @@ TIMEOUT = 10.0
 _STATE, _MISSED, _WAITED = 6, 3, 2
 
 _post = Function("krasis_cuda_post", POINTER, POINTER, INT, INT, POINTER, INT, *[POINTER] * 5)
-_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG, POINTER, LONG)
+_wait_add = Function("krasis_cuda_wait_add", POINTER, POINTER, INT, POINTER, INT, LONG)
 
 
 class _CSplit(ctypes.Structure):
@@ -96,17 +96,15 @@ class DeviceMailbox:
         how = None if split is None else split.address
         _post(self._device, self._address, self._state, layer, tokens, x, kind, ids, weights, where, how, uses)
 
-    def wait_add(self, out: Tensor, ahead: Tensor | None = None) -> None:
-        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted. What the
-        device reads next, `ahead`, may be brought near meanwhile.
+    def wait_add(self, out: Tensor) -> None:
+        """Add what the CPU computed of the last post to `out`, float32 or bfloat16 [tokens, hidden] as posted.
 
         Where the CPU fails or doesn't answer in time, `out` stays as it is, `check` says so, and nothing is posted or
         waited for any more.
         """
         kind = self._type_of(out)
         self._check(out)
-        near = (None, 0) if ahead is None else (ahead, ahead.nbytes)
-        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout, *near)
+        _wait_add(self._device, self._address, self._state, len(out), out, kind, self._timeout)
 
     @property
     def missed(self) -> int:

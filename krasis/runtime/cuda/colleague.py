@@ -54,9 +54,9 @@ class Colleague:
         """See `DeviceMailbox.post`."""
         self._device.post(self._number[layer], x, ids, weights, where, split, uses)
 
-    def wait_add(self, out: Tensor, ahead: Tensor | None) -> None:
+    def wait_add(self, out: Tensor) -> None:
         """See `DeviceMailbox.wait_add`."""
-        self._device.wait_add(out, ahead)
+        self._device.wait_add(out)
 
     def wake(self) -> None:
         """Posts will come soon."""

@@ -141,7 +141,7 @@ class CudaEngine(Engine):
         self._colleague = self._colleague_for(timeout)
         divided, passing = partial(divide, self.chosen), self._dense.bytes / self.spec.num_layers
         self._splits = Splits(pack, self._store, self.residents, divided, self.rates, passing)
-        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits.of, dense.near)
+        hybrid = Hybrid(pack, self.residents, self.stream, scratch, self._colleague, self._splits.of)
         self.backend = CudaBackend(
             place, scratch, hybrid.layer, reaches_host=self._store.registered, passes=self._dense.passes
         )

@@ -1,7 +1,5 @@
 """A layer's routed experts on the device and beside it: resident, streamed, or on the CPU."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from krasis.runtime.placement.outline import LAYOUT
 
 class Hybrid:
     """Makes the experts of each layer. Those of a few tokens that are not resident are the `colleague`'s, but for what
-    the split of a layer, for one token, leaves to the device. What is `near` a layer is fetched before it begins.
+    the split of a layer, for one token, leaves to the device.
     """
 
     def __init__(
@@ -32,10 +30,9 @@ class Hybrid:
         scratch: Scratch,
         colleague: Colleague | None,
         splits: dict[int, Split],
-        near: Callable[[int], Tensor],
     ) -> None:
         self._pack, self._residents, self._stream, self._scratch = pack, residents, stream, scratch
-        self._colleague, self._splits, self._near = colleague, splits, near
+        self._colleague, self._splits = colleague, splits
 
     def layer(self, layer: int, activation: Activation, beside: Linear | None) -> Experts:
         """The experts of `layer`: (x bfloat16, ids int32, weights float32) -> float32 [tokens, hidden]."""
@@ -67,7 +64,7 @@ class Hybrid:
         if beside is not None:
             add_product(beside, out, x)
         if colleague is not None:
-            colleague.wait_add(out, self._near(layer + 1))
+            colleague.wait_add(out)
         return out
 
     def _many(

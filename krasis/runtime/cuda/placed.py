@@ -8,12 +8,8 @@ from krasis.pack.reader import Pack
 from krasis.runtime.cuda.arena import Arena
 from krasis.runtime.placement.outline import LAYOUT
 from krasis.runtime.weights import PLAIN
-from krasis.runtime.work import HEAD
 
 BASE = "base"
-
-NEAR = 24 << 20
-"""Bytes that a second-level cache keeps until they are read, with what else passes: half of an H100's."""
 
 
 class PlacedPack:
@@ -23,11 +19,6 @@ class PlacedPack:
         """`records` maps segments to where their records lie now, `norm` is the last norm."""
         self.path, self.layouts_of, self.segment = pack.path, pack.layouts_of, pack.segment
         self._pack, self._records, self._norm = pack, records, norm
-
-    def near(self, layer: int) -> Tensor:
-        """What dense weights of a layer, or of the head after the last one, are worth fetching before it begins."""
-        records = self._records.get(f"layers.{layer}.dense", self._records[HEAD])
-        return records[:NEAR]
 
     def arrays(self, name: str, layout: str, index: int = 0) -> dict[tuple[str, str], Tensor]:
         """See `Pack.arrays`."""
