@@ -23,6 +23,8 @@ class SequenceState:
     gone then, and a KrasisError says so. `mixes`, unless None, gets what recurrent layers run.
     """
 
+    _mixing: Mix | None = None
+
     def __init__(
         self,
         layers: list[LayerState],
@@ -34,8 +36,8 @@ class SequenceState:
     ) -> None:
         self.position = 0
         self.capacity = capacity
-        self._begin()
         self._layers = layers
+        self._begin()
         self._attention = attention
         self._rows = [
             [Rows(kept_rows(layer, capacity, chunk), shape, kind, store) for shape in layer.rows]
@@ -61,7 +63,8 @@ class SequenceState:
 
     def each(self, run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """See `State`."""
-        self._mixing = (run, rows)
+        # Nothing else may outlive a layer: of a prompt it is large.
+        self._mixing = (run, rows) if self.mixes is not None else None
         return run(self, *rows)
 
     def places(self, layer: int, tokens: int) -> Places:
@@ -135,7 +138,7 @@ class SequenceState:
 
     def recurrent(self, layer: int) -> tuple[Tensor, ...]:
         """See `OneSequence`."""
-        if self.mixes is not None:
+        if self.mixes is not None and self._mixing is not None:
             self.mixes.append(self._mixing)
         return self._memory(layer)
 

@@ -60,6 +60,8 @@ RUN = {
     "decode_tok_s",
     "ms_per_token",
     "hit_rate",
+    "drafted",
+    "accepted",
     "seed",
 }
 

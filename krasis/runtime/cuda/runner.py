@@ -1,5 +1,7 @@
 """Tokens through a model on the device: many at once, or a few by captured steps."""
 
+import contextlib
+import gc
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +20,17 @@ from krasis.runtime.state import Mix
 
 STEPS = (MOST_FEW, 4, 2, 1)
 """Tokens that are taken together in captured steps."""
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Garbage is collected before, not inside: to free an older engine's graphs spoils what is being captured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Runner:
@@ -47,7 +60,7 @@ class Runner:
         self._dense.begin()
         self._stream.begin("few")
         pool = None
-        with torch.inference_mode():
+        with torch.inference_mode(), _uncollected():
             # Each is run once before it is captured.
             for tokens in (tokens for tokens in STEPS if 2 * tokens <= self._state.capacity):
                 self._state.reset()
