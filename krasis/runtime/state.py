@@ -43,6 +43,8 @@ class SequenceState:
             else []
             for layer in layers
         ]
+        windows = (isinstance(layer, Cache) and layer.window for layer in layers)
+        self._moving = [rows[0] for rows, window in zip(self._rows, windows, strict=True) if window]
         self._recurrent = [
             tuple(map(torch.zeros, layer.shapes)) if isinstance(layer, Recurrent) else () for layer in layers
         ]
@@ -121,6 +123,11 @@ class SequenceState:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
         if self._lost:
             raise KrasisError("recurrent layers remember tokens that were taken back", expected="a new state")
+
+    @property
+    def room(self) -> int:
+        """Tokens before this position can be cached where their rows lie. While it is the same, all rows stay there."""
+        return min((rows.end for rows in self._moving), default=self.capacity)
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `OneSequence`. Raises FitError past the capacity."""
