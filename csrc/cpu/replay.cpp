@@ -2,7 +2,7 @@
 #include <cstring>
 #include <utility>
 
-#include "krasis.h"
+#include "check.h"
 
 namespace {
 
@@ -55,6 +55,8 @@ constexpr int64_t kCount = sizeof kOperations / sizeof *kOperations;
 int krasis_replay(krasis_pool *pool, const krasis_call *calls, int64_t count, int64_t later) {
     if (!pool || (!calls && count > 0))
         return KRASIS_ERROR_NULL;
+    if (!krasis::aligned(calls, sizeof(int64_t)))
+        return KRASIS_ERROR_ALIGNMENT;
     for (int64_t i = 0; i < count; i++) {
         if (calls[i].operation < 0 || calls[i].operation >= kCount)
             return KRASIS_ERROR_CODEC;

@@ -92,7 +92,8 @@ class Backend(Protocol):
 class RunsLayers(Protocol):
     """A `Backend` that has something to run in place of a model's layers, which do nothing but what it is asked to."""
 
-    def layers(self, blocks: Sequence[Block]) -> Sequence[Block]: ...
+    def layers(self, blocks: Sequence[Block], tell: Callable[[str], None]) -> Sequence[Block]:
+        """`tell` is told what makes them slow, once that is known."""
 
 
 def rows_of(table: Tensor) -> Linear:

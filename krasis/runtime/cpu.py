@@ -1,6 +1,6 @@
 """The CPU backend: native kernels read the pack's bytes where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -99,8 +99,8 @@ class CpuBackend:
             return fast_attention(q, k, v, scale, window, sinks)
         return self._native.attention(q, (k.values, k.scales), (v.values, v.scales), scale, window, sinks)
 
-    def layers(self, blocks: Sequence[Block]) -> Sequence[Block]:
-        return [Recorded(blocks, self.pool)]
+    def layers(self, blocks: Sequence[Block], tell: Callable[[str], None]) -> Sequence[Block]:
+        return [Recorded(blocks, self.pool, tell)]
 
     def _stripped(self, y: Tensor, spec: TensorSpec) -> Tensor:
         """See `strip_parts`."""

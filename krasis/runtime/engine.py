@@ -34,7 +34,7 @@ class Coming:
 class Engine:
     """Runs sequences of at most `context` tokens, `sequences` of them together where results stay the same bit for bit.
 
-    `plan` and `notes` say what it takes, `segments` what it reads of the pack, `layers` what each layer remembers.
+    `plan` and `notes` say what it takes, though some notes come with the first step; `segments` what it reads of the pack, `layers` what each layer remembers.
 
     `runs_ahead`: a step returns before it is done, and may be given the token that another one is still to choose.
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
@@ -78,7 +78,7 @@ class Engine:
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
         self.model = self._family.build(self.spec, weights)
         if isinstance(backend, RunsLayers) and self.tracer is None and self.moments is None:
-            self.model.blocks = backend.layers(self.model.blocks)
+            self.model.blocks = backend.layers(self.model.blocks, self.notes.append)
         self.costs: Costs = Learnt(routed_share(self.spec, self.segments))
 
     @property

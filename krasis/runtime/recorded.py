@@ -1,6 +1,6 @@
 """A token without Python between its native calls: they are recorded once, and then made again in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,12 +21,14 @@ class Recorded:
     """Implements `Block`: all layers of a model as one. Results are those of the layers, bit for bit.
 
     The next token of a `SequenceState` is recorded, and replayed as long as what it remembers stays where it is. Where
-    torch computes something of it, which no tape can have, `unrecorded` says what, and every token runs by the layers.
+    torch computes something of it, which no tape can have, `unrecorded` says what, `tell` is told so, and every token
+    runs by `blocks`.
     """
 
-    def __init__(self, blocks: Sequence[Block], pool: Pool) -> None:
+    def __init__(self, blocks: Sequence[Block], pool: Pool, tell: Callable[[str], None]) -> None:
         self.unrecorded: str | None = None
-        self._blocks, self._pool = blocks, pool
+        self.blocks, self._pool = blocks, pool
+        self._tell = tell
         self._steps: WeakKeyDictionary[SequenceState, _Step] = WeakKeyDictionary()
 
     def forward(self, x: Tensor, update: Tensor | None, angles: Angles, state: State) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,7 @@ class Recorded:
         return step.result
 
     def _run(self, x: Tensor, update: Tensor | None, angles: Angles, state: State) -> tuple[Tensor, Tensor]:
-        for block in self._blocks:
+        for block in self.blocks:
             x, update = block.forward(x, update, angles, state)
         assert update is not None
         return x, update
@@ -59,7 +61,9 @@ class Recorded:
             self._pool.tape = None
         if watch.computed is None:
             self._steps[state] = _Step(tape, given, result, state.position, state.room)
-        self.unrecorded = watch.computed
+        else:
+            self.unrecorded = watch.computed
+            self._tell(f"tokens take longer: not all of this model is native on the CPU, {self.unrecorded} is torch's")
         return result
 
 
