@@ -1,10 +1,10 @@
 """What Python takes of a token that the CPU decodes: with layers run one by one, and replayed as one.
 
-python -m bench.python_share PACK.. [--context N] [--tokens N] [--threads N..] [--ms MS]
+python -m bench.python_share PACK.. [--context N] [--tokens N] [--threads N..] [--like LAYERS MS]
 
-Both ways are timed by turns, and of each the best token counts. What native calls take is timed within replayed tokens;
-the rest is Python, with torch: embedding, angles, the call of the head, and, one by one, all that lies between calls of
-a layer. `--ms` relates this to a token of a larger model of as many layers, that takes so long in all.
+Both ways are timed by turns, the best of all tokens counts. Native calls are timed within replayed tokens; the rest is
+Python, with torch: embedding, angles, the call of the head, and, one by one, all that lies between calls of a layer.
+`--like` relates it to a larger model: of so many layers, a token of which takes so long in all.
 """
 
 import argparse
@@ -14,22 +14,33 @@ from typing import Any
 
 import torch
 
+from krasis.native.cpu import Pool
 from krasis.native.tape import Tape
 from krasis.pack.reader import Pack
 from krasis.runtime.cpu import CpuBackend
 from krasis.runtime.engine import Engine
+from krasis.runtime.recorded import Recorded
+from krasis.runtime.state import SequenceState
 
 ROUNDS = 10
 
 
 class Native:
-    """Seconds in native calls, summed where `Pool.call` and `Tape.replay` make them."""
+    """Seconds in native calls, summed where `Pool.call` and `Tape.replay` make them while this is entered."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.seconds = 0.0
-        pool = engine.backend.pool  # type: ignore[attr-defined]
-        pool.call = self._timed(pool.call)
-        Tape.replay = self._timed(Tape.replay)  # type: ignore[method-assign]
+    def __init__(self, pool: Pool) -> None:
+        self.seconds, self._pool = 0.0, pool
+
+    def __enter__(self) -> "Native":
+        self._found = self._pool.call, Tape.replay
+        self._set(*map(self._timed, self._found))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set(*self._found)
+
+    def _set(self, call: Any, replay: Any) -> None:
+        self._pool.call, Tape.replay = call, replay  # type: ignore[method-assign]
 
     def _timed(self, function: Any) -> Any:
         def run(*arguments: Any) -> Any:
@@ -41,41 +52,39 @@ class Native:
         return run
 
 
-def best_token(engine: Engine, state: Any, tokens: int, native: Native | None) -> tuple[float, float]:
-    """(microseconds, of these native) of the fastest of so many."""
-    found = []
-    for _ in range(tokens):
-        before, started = native.seconds if native else 0.0, time.perf_counter()
-        engine.step([1], state)
-        took = time.perf_counter() - started
-        found.append((1e6 * took, 1e6 * (native.seconds - before) if native else 0.0))
-    return min(found)
+def token_us(engine: Engine, state: SequenceState) -> float:
+    started = time.perf_counter()
+    engine.step([1], state)
+    return 1e6 * (time.perf_counter() - started)
 
 
 def show(path: Path, threads: int, args: argparse.Namespace) -> None:
-    pack = Pack(path)
-    engine = Engine(pack, CpuBackend(threads), context=args.context + ROUNDS * 3 * args.tokens)
-    whole, (replayed,) = engine.model.blocks, engine.model.blocks
-    state = engine.new_state()
+    backend = CpuBackend(threads)
+    engine = Engine(Pack(path), backend, context=args.context + 1 + 2 * ROUNDS * args.tokens)
+    (replayed,) = engine.model.blocks
+    assert isinstance(replayed, Recorded)
+    state, native = engine.new_state(), Native(backend.pool)
     engine.last_logits([1] * args.context, state)
     engine.step([1], state)
-    if replayed.unrecorded:  # type: ignore[attr-defined]
-        raise SystemExit(f"{path.name} is not replayed: {replayed.unrecorded}")  # type: ignore[attr-defined]
-    ways = {"layers": replayed.blocks, "replayed": whole}  # type: ignore[attr-defined]
-    best = dict.fromkeys(ways, float("inf"))
+    if replayed.unrecorded:
+        raise SystemExit(f"{path.name} is not replayed: {replayed.unrecorded}")
+    whole, inside, outside, by_layers = [], [], [], []
     for _ in range(ROUNDS):
-        for way, blocks in ways.items():
-            engine.model.blocks = blocks
-            best[way] = min(best[way], best_token(engine, state, args.tokens, None)[0])
-    replay, native = Tape.replay, Native(engine)
-    native_us = min(best_token(engine, state, args.tokens, native) for _ in range(ROUNDS))[1]
-    Tape.replay = replay  # type: ignore[method-assign]
-    layers = engine.spec.num_layers
-    for way, us in best.items():
-        python = us - native_us
-        related = f" {python / (1e3 * args.ms):7.1%}" if args.ms else ""
-        each = f"{python:8.1f} {python / layers:8.1f} {python / us:7.1%}"
-        print(f"{path.name:<24} {threads:>7} {layers:>6} {way:<9} {us:9.1f} {native_us:9.1f} {each}{related}")
+        engine.model.blocks = replayed.blocks
+        by_layers += [token_us(engine, state) for _ in range(args.tokens)]
+        engine.model.blocks = [replayed]
+        with native:
+            for _ in range(args.tokens):
+                native.seconds = 0
+                whole.append(token_us(engine, state))
+                inside.append(1e6 * native.seconds)
+                outside.append(whole[-1] - inside[-1])
+    layers, wide = engine.spec.num_layers, args.like[0] if args.like else 1
+    each = (min(by_layers) - min(inside)) / layers
+    ways = (("layers", min(by_layers), each * layers, each * wide), ("replayed", min(whole), min(outside), min(outside)))
+    for way, us, python, like in ways:
+        related = f" {like / (1e3 * args.like[1]):8.1%}" if args.like else ""
+        print(f"{path.name:<20} {threads:>7} {way:<9} {us:8.1f} {us - python:8.1f} {python:8.1f} {python / layers:8.1f}{related}")
 
 
 def main() -> None:
@@ -84,11 +93,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=30, help="of each round")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--ms", type=float, help="of another token")
+    parser.add_argument("--like", type=float, nargs=2, metavar=("LAYERS", "MS"))
     args = parser.parse_args()
-    heads = ("native", "Python", "a layer", "share")
-    print(f"{'us a token':<24} {'threads':>7} {'layers':>6} {'':<9} {'whole':>9} ", end="")
-    print("{:>9} {:>8} {:>8} {:>7}".format(*heads), f"{f'of {args.ms:g} ms':>7}" if args.ms else "")
+    heads = ("token", "native", "Python", "a layer", *(["like"] if args.like else []))
+    print(f"{'us':<20} threads {'':<9} " + " ".join(f"{head:>8}" for head in heads))
     torch.set_num_threads(1)
     for path in args.packs:
         for threads in args.threads:

@@ -36,8 +36,10 @@ class Recorded:
         if not (recordable and isinstance(state, SequenceState) and state.mixes is None):
             return self._run(x, update, angles, state)
         state.check(1)
+        if state.position >= state.room:
+            return self._run(x, update, angles, state)
         step = self._steps.get(state)
-        if step is None or not step.position <= state.position < step.end or step.end != state.room:
+        if step is None or state.position < step.position or state.room != step.room:
             return self._record((x, *angles), state)
         for kept, given in zip(step.given, (x, *angles), strict=True):
             kept.copy_(given)
@@ -69,13 +71,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class _Step:
-    """What was recorded of a token at `position`, and goes for those after it before `end`."""
+    """What was recorded of a token at `position`, and goes for it and those after it while there is the same `room`."""
 
     tape: Tape
     given: list[Tensor]
     result: tuple[Tensor, Tensor]
     position: int
-    end: int
+    room: int
 
 
 class _Watch(TorchDispatchMode):

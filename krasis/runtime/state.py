@@ -126,7 +126,7 @@ class SequenceState:
 
     @property
     def room(self) -> int:
-        """Tokens before this position can be cached where their rows lie. While it is the same, all rows stay there."""
+        """The position of the first token for which rows have to move. While it is the same, all lie where they did."""
         return min((rows.end for rows in self._moving), default=self.capacity)
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
