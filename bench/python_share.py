@@ -81,10 +81,13 @@ def show(path: Path, threads: int, args: argparse.Namespace) -> None:
                 outside.append(whole[-1] - inside[-1])
     layers, wide = engine.spec.num_layers, args.like[0] if args.like else 1
     each = (min(by_layers) - min(inside)) / layers
-    ways = (("layers", min(by_layers), each * layers, each * wide), ("replayed", min(whole), min(outside), min(outside)))
-    for way, us, python, like in ways:
+    for way, us, python, like in (
+        ("layers", min(by_layers), each * layers, each * wide),
+        ("replayed", min(whole), min(outside), min(outside)),
+    ):
+        figures = [us, us - python, python, python / layers]
         related = f" {like / (1e3 * args.like[1]):8.1%}" if args.like else ""
-        print(f"{path.name:<20} {threads:>7} {way:<9} {us:8.1f} {us - python:8.1f} {python:8.1f} {python / layers:8.1f}{related}")
+        print(f"{path.name:<20} {threads:>7} {way:<9} " + " ".join(f"{figure:8.1f}" for figure in figures) + related)
 
 
 def main() -> None:

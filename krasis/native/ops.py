@@ -126,7 +126,7 @@ class NativeOps:
         self._do(self._turn_latent, *arguments, weight, eps, cos, sin, half)
 
     def gate(self, x: Tensor, gate: Tensor, kind: str) -> Tensor:
-        """x and gate [rows, n], one of GATES -> [rows, n]. x is up where kind is "silu", gate [rows, 1] where "rows"."""
+        """x and gate [rows, n], one of GATES -> [rows, n]. "silu": x is up; "rows": gate is [rows, 1]."""
         rows, n = x.shape
         _check(x, "x", (rows, n))
         _check(gate, "gate", (rows, 1 if kind == "rows" else n))

@@ -88,6 +88,7 @@ class Backend(Protocol):
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
 
+
 @runtime_checkable
 class RunsLayers(Protocol):
     """A `Backend` that has something to run in place of a model's layers, which do nothing but what it is asked to."""

@@ -34,7 +34,8 @@ class Coming:
 class Engine:
     """Runs sequences of at most `context` tokens, `sequences` of them together where results stay the same bit for bit.
 
-    `plan` and `notes` say what it takes, though some notes come with the first step; `segments` what it reads of the pack, `layers` what each layer remembers.
+    `plan` and `notes` say what it takes, to which the first step may add; `segments` what it reads of the pack, and
+    `layers` what each layer remembers.
 
     `runs_ahead`: a step returns before it is done, and may be given the token that another one is still to choose.
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router

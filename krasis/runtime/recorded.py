@@ -80,11 +80,11 @@ class _Step:
     room: int
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps what torch allocates for a tape; `computed` is the first operation that is more than that or a view."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.computed: str | None = None
         self._tape = tape
 
