@@ -20,9 +20,9 @@ from krasis.runtime.state import SequenceState
 class Recorded:
     """Implements `Block`: all layers of a model as one. Results are those of the layers, bit for bit.
 
-    The next token of a `SequenceState` is recorded, and replayed as long as what it remembers stays where it is. Where
-    torch computes something of it, which no tape can have, `unrecorded` says what, `tell` is told so, and every token
-    runs by `blocks`.
+    The next token of a `SequenceState` is recorded, and those after it are replayed as long as what the state remembers
+    stays where it is. What is not one token of one sequence runs by `blocks`. So does every token where torch computes
+    something, which no tape can have: `unrecorded` then says what, and `tell` is told so.
     """
 
     def __init__(self, blocks: Sequence[Block], pool: Pool, tell: Callable[[str], None]) -> None:
@@ -65,7 +65,7 @@ class Recorded:
             self._steps[state] = _Step(tape, given, result, state.position, state.room)
         else:
             self.unrecorded = watch.computed
-            self._tell(f"tokens take longer: not all of this model is native on the CPU, {self.unrecorded} is torch's")
+            self._tell(f"tokens run layer by layer, since not all is native on the CPU: {self.unrecorded} is torch's")
         return result
 
 

@@ -198,7 +198,7 @@ def test_what_torch_computes_is_not_left_out(family, exact_pack, open_engine, id
     assert not replays
     engine = pair.engines[0]
     assert [note for note in engine.notes if "torch" in note] == [
-        f"tokens take longer: not all of this model is native on the CPU, {pair.recorded.unrecorded} is torch's"
+        f"tokens run layer by layer, since not all is native on the CPU: {pair.recorded.unrecorded} is torch's"
     ]
 
 
