@@ -12,6 +12,7 @@ from krasis.models.ops import DeltaForm, DeltaShape, HeadShape, Routing, TorchOp
 from krasis.native.cpu import Pool
 from krasis.native.library import cpu_library
 from krasis.native.ops import NativeOps
+from krasis.native.tape import OPERATIONS, Tape
 from krasis.runtime.attention import reference_attention
 from krasis.runtime.ops import CpuOps
 from krasis.runtime.rows import store_rows
@@ -104,6 +105,19 @@ def test_gates(rows, n, everywhere):
     x, gate = random(rows, n, scale=5), random(rows, n, seed=1, scale=5)
     check(everywhere, lambda ops, x, gate: ops.gate(x, gate), x, gate)
     check(everywhere, lambda ops, both: ops.swiglu(both), torch.cat((x, gate), dim=-1))
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 4096), (5, 13), (70, 3000)])
+def test_rows_opened_added_and_copied(rows, n, everywhere):
+    x, y, gate = random(rows, n), random(rows, n, seed=1), random(rows, 1, scale=5)
+    check(everywhere, lambda ops, x, gate: ops.open_rows(x, gate), x, gate)
+    wide = torch.zeros(rows, n + 3)
+    for added in (x, random(n)):
+        (found,), _ = everywhere(lambda ops, y, x: ops.native.add(y, x), y, added)
+        assert torch.equal(found, y + added)
+    _, (_, copied) = everywhere(lambda ops, x, y: ops.native.copy(x[:, 1:], y[:, 2 : n + 1]), x, wide)
+    assert torch.equal(copied[:, 2 : n + 1], x[:, 1:])
+    assert not copied[:, :2].any()
 
 
 def test_gates_far_from_zero_are_open_or_shut(everywhere):
@@ -224,7 +238,8 @@ def test_every_fp8_value_is_read_exactly(everywhere):
     assert torch.equal(found, values.float())
 
 
-def test_fp8_is_stored_as_torch_rounds_it(teams):
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_rows_are_stored_as_torch_rounds_them(kind, teams):
     """Values of every magnitude, ties and ends of ranges among them."""
     ties = torch.arange(0, 480, 0.5) * 2.0 ** torch.arange(-20, 1)[:, None]
     x = torch.cat((random(2000, 1, scale=3).flatten(), ties.flatten(), -ties.flatten(), random(2000).exp()))
@@ -232,13 +247,16 @@ def test_fp8_is_stored_as_torch_rounds_it(teams):
     x[1, 2, 3], x[2, 1], x[3, 1, 0] = torch.nan, 0.0, 1e30
     x[:, 0, 0] = 448  # whose scale is 1
     for rows in (x, torch.cat((x, x), dim=1)[:, 1:4]):
+        scaled = kind is torch.float8_e4m3fn
         found, expected = (
-            (torch.zeros(len(x) + 2, 3, 20, dtype=torch.float8_e4m3fn), torch.zeros(len(x) + 2, 3, 1)) for _ in range(2)
+            (torch.zeros(len(x) + 2, 3, 20, dtype=kind), torch.zeros(len(x) + 2, 3, 1) if scaled else None)
+            for _ in range(2)
         )
-        NativeOps(teams[0]).store_e4m3(*found, 1, rows)
+        NativeOps(teams[0]).store(*found, 1, rows)
         store_rows(*expected, 1, rows)
         for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=0, equal_nan=True)
+            if a is not None:
+                torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_nan_goes_through_and_stays_in_its_head(everywhere):
@@ -271,8 +289,12 @@ def test_rows_of_other_shapes_are_refused(teams):
         lambda: ops.attention(x.view(2, 1, 6), (x.view(2, 1, 6), None), (x.view(1, 2, 6), None), 1.0),
         lambda: ops.attention(x.view(2, 1, 6).half(), (x.view(2, 1, 6), None), (x.view(2, 1, 6), None), 1.0),
         lambda: ops.attention(x.view(2, 1, 6), (x.view(2, 1, 6).half(), None), (x.view(2, 1, 6), None), 1.0),
-        lambda: ops.store_e4m3(torch.zeros(5, 1, 6), torch.zeros(5, 1, 1), 0, x.view(2, 1, 6)),
-        lambda: ops.store_e4m3(torch.zeros(5, 1, 6).to(torch.float8_e4m3fn), torch.zeros(5, 1, 1), 4, x.view(2, 1, 6)),
+        lambda: ops.add(x, x[:1]),
+        lambda: ops.add(x.T, x.T),
+        lambda: ops.copy(x, x[:, :3]),
+        lambda: ops.store(torch.zeros(5, 1, 6), torch.zeros(5, 1, 1), 0, x.view(2, 1, 6)),
+        lambda: ops.store(torch.zeros(5, 1, 6).half(), None, 0, x.view(2, 1, 6)),
+        lambda: ops.store(torch.zeros(5, 1, 6).to(torch.float8_e4m3fn), torch.zeros(5, 1, 1), 4, x.view(2, 1, 6)),
     ):
         with pytest.raises(InputError):
             call()
@@ -290,8 +312,8 @@ def test_no_argument_crashes():
     """Each argument of each operation in turn is null, unaligned or negative."""
     library, pool = cpu_library(), Pool(1)
     room = torch.zeros(1 << 12)
-    for name in ("norm", "turn_heads", "turn_latent", "gate", "conv", "route", "delta_net_step", "attention"):
-        function = getattr(library, f"krasis_{name}")
+    for name in (*OPERATIONS, "krasis_replay"):
+        function = getattr(library, name)
         kinds = function.argtypes[1:]
         good = [room.data_ptr() if kind is ctypes.c_void_p else 1 for kind in kinds]
         for i, kind in enumerate(kinds):
@@ -299,3 +321,35 @@ def test_no_argument_crashes():
                 room.zero_()  # which is what structures are made of, too
                 assert 0 <= function(pool.handle, *good[:i], bad, *good[i + 1 :]) < 20, (name, i, bad)
         assert function(None, *good) != 0
+
+
+def test_calls_are_made_again_for_later_tokens():
+    """Rows go where those of the token belong, and it sees all of them."""
+    with Pool(2) as pool:
+        ops = NativeOps(pool)
+        cache, rows, weight = torch.zeros(9, 2, 8), random(9, 2, 8), random(16)
+        given, tape = rows[:1].clone(), Tape(pool)
+        cache[:3] = rows[:3]
+        pool.tape = tape
+        keys = cache[:4], None
+        ops.store(cache, None, 3, given)
+        found = ops.attention(given, keys, keys, 0.3, 5)
+        normed = ops.norm(found.view(1, 16), weight, EPS)
+        pool.tape = None
+        for at in (3, 4, 5, 8):
+            given.copy_(rows[at])
+            cache[:at] = rows[:at]
+            tape.replay(at - 3)
+            assert torch.equal(cache[: at + 1], rows[: at + 1])
+            expected = ops.attention(rows[at : at + 1], (rows[: at + 1], None), (rows[: at + 1], None), 0.3, 5)
+            assert torch.equal(found, expected)
+            assert torch.equal(normed, ops.norm(expected.view(1, 16), weight, EPS))
+    with pytest.raises(KrasisError, match="the pool is closed"):
+        tape.replay(0)
+
+
+def test_an_operation_that_there_is_not_is_refused():
+    pool, call = Pool(1), (ctypes.c_int64 * 16)(len(OPERATIONS))
+    assert b"codec" in cpu_library().krasis_strerror(
+        cpu_library().krasis_replay(pool.handle, ctypes.addressof(call), 1, 0)
+    )

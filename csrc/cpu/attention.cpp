@@ -24,8 +24,8 @@ void AttentionRuns::run(const Attention &call) {
         return;
     const int32_t shared = call.heads / call.kv_heads;
     groups_ = (shared + kHeads - 1) / kHeads;
-    first_ = first_of(call, 0) / kRun;
-    runs_ = (call.length - 1) / kRun - first_ + 1;
+    first_ = first_of(call, 0);
+    runs_ = (call.length - 1 - first_) / kRun + 1;
     stride_ = padded(call.v_dim) + kUnit;
     const bool shared_work = runs_ * groups_ * call.kv_heads * call.tokens > 1 && multiplications(call, runs_) >= kWorthSharing;
     const int threads = shared_work ? pool_.threads() : 1;
@@ -57,20 +57,20 @@ void AttentionRuns::attend(int64_t first, int64_t last, float *scratch) {
     for (int64_t piece = first; piece < last; piece++) {
         const int64_t group = piece % groups_, kv_head = piece / groups_ % call_.kv_heads;
         const int64_t run = piece / groups_ / call_.kv_heads % runs_, token = piece / groups_ / call_.kv_heads / runs_;
-        const int64_t begin = (first_ + run) * kRun;
+        const int64_t begin = first_ + run * kRun;
         if (begin >= end_of(call_, token) || begin + kRun <= first_of(call_, token))
             continue;
         const auto head = static_cast<int32_t>(kv_head * shared + group * kHeads);
         const int32_t heads = std::min<int32_t>(kHeads, shared - static_cast<int32_t>(group) * kHeads);
         float *const partial = partial_ + ((token * call_.heads + head) * runs_ + run) * stride_;
-        ops_.attend(call_, {token, first_ + run, head, heads, partial, runs_ * stride_, scratch});
+        ops_.attend(call_, {token, begin, head, heads, partial, runs_ * stride_, scratch});
     }
 }
 
 void AttentionRuns::combine(int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
-        const int64_t token = i / call_.heads, skipped = first_of(call_, token) / kRun - first_;
-        const int64_t runs = (end_of(call_, token) - 1) / kRun - first_ - skipped + 1;
+        const int64_t token = i / call_.heads, skipped = (first_of(call_, token) - first_) / kRun;
+        const int64_t runs = (end_of(call_, token) - 1 - first_) / kRun - skipped + 1;
         const auto head = static_cast<int32_t>(i % call_.heads);
         float *const partial = partial_ + (i * runs_ + skipped) * stride_;
         ops_.combine(call_, head, partial, stride_, runs, call_.out + i * call_.v_dim);

@@ -22,8 +22,8 @@ private:
     Pool &pool_;
     const Ops &ops_;
     Attention call_;
+    int64_t first_;  // position that the first token sees, where the first run begins: no sum depends on what lies before
     int64_t runs_;   // that any token sees
-    int64_t first_;  // run
     int64_t groups_; // of query heads that share a key, kHeads or fewer each
     Scratch scratch_;
     float *partial_; // [tokens][heads][runs][stride]

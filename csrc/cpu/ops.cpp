@@ -1,6 +1,8 @@
 // The C ABI of what lies between products: checks, and rows split over the threads where there are enough.
 #include "ops.h"
 
+#include <cstring>
+
 #include "check.h"
 #include "team.h"
 
@@ -108,12 +110,36 @@ int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float
                 int64_t rows, int64_t n, int32_t kind, float *y) {
     if (!pool || any_null(x, gate, y))
         return KRASIS_ERROR_NULL;
-    const bool known = kind == KRASIS_GATE_SIGMOID || kind == KRASIS_GATE_SILU;
-    if (!known || !sized(rows, n) || !strided(rows, x_stride, n) || !strided(rows, gate_stride, n))
+    const bool known = kind >= KRASIS_GATE_SIGMOID && kind <= KRASIS_GATE_ROWS;
+    const int64_t gates = kind == KRASIS_GATE_ROWS ? 1 : n;
+    if (!known || !sized(rows, n) || !strided(rows, x_stride, n) || !strided(rows, gate_stride, gates))
         return KRASIS_ERROR_SHAPE;
     if (!all_aligned(x, gate, y))
         return KRASIS_ERROR_ALIGNMENT;
     return split(*pool, pool->kernels.ops->gate, Gate{x, gate, x_stride, gate_stride, n, kind, y}, rows, rows * n);
+}
+
+int krasis_add(krasis_pool *pool, const float *x, int64_t x_stride, int64_t rows, int64_t n, float *y) {
+    if (!pool || any_null(x, y))
+        return KRASIS_ERROR_NULL;
+    if (!sized(rows, n) || (x_stride != 0 && !strided(rows, x_stride, n)))
+        return KRASIS_ERROR_SHAPE;
+    if (!all_aligned(x, y))
+        return KRASIS_ERROR_ALIGNMENT;
+    return split(*pool, pool->kernels.ops->add, Add{x, x_stride, n, y}, rows, rows * n);
+}
+
+int krasis_copy(krasis_pool *pool, const float *x, int64_t x_stride, int64_t rows, int64_t n, float *y,
+                int64_t y_stride) {
+    if (!pool || any_null(x, y))
+        return KRASIS_ERROR_NULL;
+    if (!sized(rows, n) || !strided(rows, x_stride, n) || !strided(rows, y_stride, n))
+        return KRASIS_ERROR_SHAPE;
+    if (!all_aligned(x, y))
+        return KRASIS_ERROR_ALIGNMENT;
+    for (int64_t row = 0; row < rows; row++)
+        std::memcpy(y + row * y_stride, x + row * x_stride, n * sizeof *x);
+    return KRASIS_OK;
 }
 
 int krasis_conv(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int64_t channels,

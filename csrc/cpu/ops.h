@@ -34,6 +34,12 @@ struct Gate {
     float *y;
 };
 
+struct Add {
+    const float *x;
+    int64_t x_stride, n;
+    float *y;
+};
+
 struct Conv {
     const float *x, *weight;
     int64_t tokens, x_stride, channels, width;
@@ -84,9 +90,10 @@ static inline int64_t first_of(const Attention &a, int64_t token) {
 constexpr int64_t kRun = 128;
 constexpr int kRowsAtOnce = 2 * 16, kHeads = 16; // rows: of values, or of keys and the tiles they come from
 
-// What one piece of attention is: query heads [head, head + heads) of a token, that share a key, over one run.
+// What one piece of attention is: query heads [head, head + heads) of a token, that share a key, over the run of positions
+// that begins at `begin`.
 struct AttentionPiece {
-    int64_t token, run;
+    int64_t token, begin;
     int32_t head, heads;
     float *partial; // of the first head, `partial_stride` apart: a sum of values, the greatest score, the sum of weights
     int64_t partial_stride;
@@ -105,6 +112,7 @@ struct Ops {
     void (*norm)(const Norm &, int64_t first, int64_t last);
     void (*turn)(const Turn &, int64_t first, int64_t last);
     void (*gate)(const Gate &, int64_t first, int64_t last);
+    void (*add)(const Add &, int64_t first, int64_t last);
     void (*conv)(const Conv &, int64_t first, int64_t last);
     void (*route)(const Route &, int64_t first, int64_t last);
     void (*delta_net)(const DeltaNet &, int64_t first, int64_t last);

@@ -138,7 +138,7 @@ template <class Isa> void attend(const Attention &call, const AttentionPiece &pi
         }
 
     const int64_t kv_head = piece.head / (call.heads / call.kv_heads);
-    int64_t first = piece.run * kRun, end = first + kRun;
+    int64_t first = piece.begin, end = first + kRun;
     first = first_of(call, piece.token) > first ? first_of(call, piece.token) : first;
     end = end_of(call, piece.token) < end ? end_of(call, piece.token) : end;
     float *const tiles = rows + padded(call.dim), *const keys = tiles + kUnit * dim;

@@ -87,9 +87,20 @@ template <class Isa> void gate(const Gate &call, int64_t first, int64_t last) {
         float *const y = call.y + row * call.n;
         for (int64_t i = 0; i < call.n; i += kUnit) {
             const int64_t left = call.n - i;
-            const auto open = load_up_to<Isa>(gate + i, left);
-            const auto factor = call.kind == KRASIS_GATE_SIGMOID ? sigmoid<Isa>(open) : silu<Isa>(open);
+            const auto open = call.kind == KRASIS_GATE_ROWS ? Isa::floats(*gate) : load_up_to<Isa>(gate + i, left);
+            const auto factor = call.kind == KRASIS_GATE_SILU ? silu<Isa>(open) : sigmoid<Isa>(open);
             store_up_to<Isa>(y + i, left, Isa::mul(factor, load_up_to<Isa>(x + i, left)));
+        }
+    }
+}
+
+template <class Isa> void add(const Add &call, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        const float *const x = call.x + row * call.x_stride;
+        float *const y = call.y + row * call.n;
+        for (int64_t i = 0; i < call.n; i += kUnit) {
+            const int64_t left = call.n - i;
+            store_up_to<Isa>(y + i, left, Isa::add(load_up_to<Isa>(y + i, left), load_up_to<Isa>(x + i, left)));
         }
     }
 }

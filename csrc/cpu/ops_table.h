@@ -8,6 +8,7 @@
 namespace krasis {
 
 template <class Isa>
-constexpr Ops kOps = {norm<Isa>, turn<Isa>, gate<Isa>, conv<Isa>, route<Isa>, delta_net<Isa>, attend<Isa>, combine<Isa>};
+constexpr Ops kOps = {norm<Isa>,  turn<Isa>,      gate<Isa>,   add<Isa>,    conv<Isa>,
+                      route<Isa>, delta_net<Isa>, attend<Isa>, combine<Isa>};
 
 } // namespace krasis

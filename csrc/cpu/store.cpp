@@ -30,6 +30,12 @@ uint8_t to_e4m3(float x) {
     return static_cast<uint8_t>(code | sign);
 }
 
+uint16_t to_bf16(float x) {
+    constexpr uint16_t kNan = 0x7fc0;
+    const uint32_t bits = bits_of(x);
+    return std::isnan(x) ? kNan : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // NaN where there is one.
 float scale_of(const float *x, int32_t n) {
     float most = kLeast;
@@ -41,31 +47,45 @@ float scale_of(const float *x, int32_t n) {
     return most / kGreatest;
 }
 
-void store_row(const float *x, int32_t n, uint8_t *values, float *scale) {
-    *scale = scale_of(x, n);
-    for (int32_t i = 0; i < n; i++)
-        values[i] = to_e4m3(x[i] / *scale);
+// n floats as elements i and on of `values`.
+void store_row(const float *x, int64_t n, int32_t type, void *values, int64_t i, float *scale) {
+    if (type == KRASIS_FLOAT32) {
+        std::memcpy(static_cast<float *>(values) + i, x, n * sizeof *x);
+    } else if (type == KRASIS_BFLOAT16) {
+        uint16_t *const y = static_cast<uint16_t *>(values) + i;
+        for (int64_t j = 0; j < n; j++)
+            y[j] = to_bf16(x[j]);
+    } else {
+        uint8_t *const y = static_cast<uint8_t *>(values) + i;
+        *scale = scale_of(x, static_cast<int32_t>(n));
+        for (int64_t j = 0; j < n; j++)
+            y[j] = to_e4m3(x[j] / *scale);
+    }
 }
 
 } // namespace
 } // namespace krasis
 
-int krasis_store_e4m3(const float *x, int64_t tokens, int64_t x_stride, int32_t heads, int32_t dim, uint8_t *values,
-                      float *scales) {
+int krasis_store(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int32_t heads, int32_t dim,
+                 int32_t type, int64_t at, void *values, float *scales) {
     using namespace krasis;
-    if (!x || !values || !scales)
+    const bool scaled = type == KRASIS_FLOAT8;
+    if (!pool || !x || !values || (scaled && !scales))
         return KRASIS_ERROR_NULL;
+    if (type != KRASIS_FLOAT32 && type != KRASIS_BFLOAT16 && !scaled)
+        return KRASIS_ERROR_TYPE;
     const int64_t width = int64_t(heads) * dim;
-    const bool in_range = heads >= 1 && heads <= KRASIS_MOST_HEADS && dim >= 1 && sized(tokens, width) &&
-                          strided(tokens, x_stride, width);
+    const bool in_range = heads >= 1 && heads <= KRASIS_MOST_HEADS && dim >= 1 && at >= 0 && at <= kMost &&
+                          sized(tokens, width) && sized(at + tokens, width) && strided(tokens, x_stride, width);
     if (!in_range)
         return KRASIS_ERROR_SHAPE;
-    if (!aligned(x, sizeof *x) || !aligned(scales, sizeof *scales))
+    const size_t bytes = type == KRASIS_FLOAT32 ? 4 : scaled ? 1 : 2;
+    if (!aligned(x, sizeof *x) || !aligned(values, bytes) || !aligned(scales, sizeof *scales))
         return KRASIS_ERROR_ALIGNMENT;
     for (int64_t token = 0; token < tokens; token++)
         for (int32_t head = 0; head < heads; head++) {
-            const int64_t row = token * heads + head;
-            store_row(x + token * x_stride + int64_t(head) * dim, dim, values + row * dim, scales + row);
+            const int64_t row = (at + token) * heads + head;
+            store_row(x + token * x_stride + int64_t(head) * dim, dim, type, values, row * dim, scaled ? scales + row : nullptr);
         }
     return KRASIS_OK;
 }

@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 #define KRASIS_API __attribute__((visibility("default")))
-#define KRASIS_ABI_VERSION 5
+#define KRASIS_ABI_VERSION 6
 
 typedef enum krasis_status {
     KRASIS_OK = 0,
@@ -164,12 +164,20 @@ KRASIS_API int krasis_turn_latent(krasis_pool *pool, float *q, int64_t q_stride,
 
 typedef enum krasis_gating {
     KRASIS_GATE_SIGMOID = 0, /* x * sigmoid(gate) */
-    KRASIS_GATE_SILU = 1     /* x * gate * sigmoid(gate) */
+    KRASIS_GATE_SILU = 1,    /* x * gate * sigmoid(gate) */
+    KRASIS_GATE_ROWS = 2     /* x * sigmoid(gate), which has one value a row */
 } krasis_gating;
 
 /* y[rows][n] of x and gate, rows x_stride and gate_stride apart. y may be x or gate where that is contiguous. */
 KRASIS_API int krasis_gate(krasis_pool *pool, const float *x, int64_t x_stride, const float *gate, int64_t gate_stride,
                            int64_t rows, int64_t n, int32_t kind, float *y);
+
+/* y[rows][n] += x[rows][n], rows x_stride apart, 0: one for all of y. */
+KRASIS_API int krasis_add(krasis_pool *pool, const float *x, int64_t x_stride, int64_t rows, int64_t n, float *y);
+
+/* y[rows][n] = x[rows][n], rows x_stride and y_stride apart. */
+KRASIS_API int krasis_copy(krasis_pool *pool, const float *x, int64_t x_stride, int64_t rows, int64_t n, float *y,
+                           int64_t y_stride);
 
 /* y[t] = silu(sum over i < width of weight[i] * x[t - width + 1 + i]) of every channel; state[width - 1][channels] has the
  * x before the first, and then the last ones. */
@@ -213,9 +221,10 @@ typedef struct krasis_rows {
     int32_t type;                              /* krasis_type */
 } krasis_rows;
 
-/* values[tokens][heads][dim] = x / scale as e4m3 bits, to nearest even, with scales[tokens][heads] = max(|x|, 1e-12) / 448. */
-KRASIS_API int krasis_store_e4m3(const float *x, int64_t tokens, int64_t x_stride, int32_t heads, int32_t dim,
-                                 uint8_t *values, float *scales);
+/* Rows `at` and on of values[..][heads][dim], of a krasis_type, become x[tokens][heads][dim], rounded to nearest even. Of
+ * float8 they are x / scale with scales[..][heads] = max(|x|, 1e-12) / 448; otherwise `scales` is not used. */
+KRASIS_API int krasis_store(krasis_pool *pool, const float *x, int64_t tokens, int64_t x_stride, int32_t heads,
+                            int32_t dim, int32_t type, int64_t at, void *values, float *scales);
 
 /* out[tokens][heads][v_dim]: softmax(scale q k) v of q[tokens][heads][dim], which are the last of `length` positions. A
  * token sees the `window` positions up to its own, all where it is 0; heads share kv heads in runs. sinks, null or [heads],
@@ -251,6 +260,36 @@ typedef struct krasis_experts {
  * with every thread count and batch size. KRASIS_ERROR_SHAPE for an id that is no expert's. */
 KRASIS_API int krasis_moe(krasis_pool *pool, const krasis_experts *experts, const float *x, int64_t m, int64_t ldx,
                           const int64_t *ids, const float *weights, int64_t chosen, float *y, int64_t ldy);
+
+/* What can be recorded, by the function that does it. */
+typedef enum krasis_operation {
+    KRASIS_LINEARS = 0,
+    KRASIS_NORM = 1,
+    KRASIS_TURN_HEADS = 2,
+    KRASIS_TURN_LATENT = 3,
+    KRASIS_GATE = 4,
+    KRASIS_ADD = 5,
+    KRASIS_COPY = 6,
+    KRASIS_CONV = 7,
+    KRASIS_ROUTE = 8,
+    KRASIS_DELTA_NET_STEP = 9,
+    KRASIS_STORE = 10,
+    KRASIS_ATTENTION = 11,
+    KRASIS_MOE = 12
+} krasis_operation;
+
+#define KRASIS_MOST_ARGUMENTS 15
+
+/* A call: the arguments behind the pool, each in the first bytes of its slot. */
+typedef struct krasis_call {
+    int64_t operation; /* krasis_operation */
+    int64_t arguments[KRASIS_MOST_ARGUMENTS];
+} krasis_call;
+
+/* Makes `count` calls again, one after the other, for a token that is `later` tokens behind the one they were recorded for:
+ * krasis_store's `at` and krasis_attention's `length` are as many more. The first error ends it; KRASIS_ERROR_CODEC is no
+ * such operation. */
+KRASIS_API int krasis_replay(krasis_pool *pool, const krasis_call *calls, int64_t count, int64_t later);
 
 /* Row-major weights with rows `stride` elements apart. */
 typedef struct krasis_part {

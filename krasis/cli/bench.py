@@ -80,6 +80,7 @@ def bench(
     with Reporter() as reporter:
         engine = Engine(opened, backend, context=context, kv=kv, layout=layout, load=load, progress=reporter)
     show_notes(notes + engine.notes)
+    told = len(engine.notes)
     compared = benching.agreement_tokens(engine) if agreement else 0
     with Reporter("tokens") as reporter:
         measured = benching.measure(
@@ -91,6 +92,7 @@ def bench(
             reporter.start("comparing with the reference", compared)
             distance = benching.agreement(opened, engine, ids[:compared])
             reporter.advance(compared)
+    show_notes(engine.notes[told:])
     asked = {
         "prompt": prompt,
         "prompt_tokens": prompt_tokens,

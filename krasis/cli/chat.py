@@ -90,7 +90,9 @@ def run(
     if chatting:
         _chat(session, system, stats)
         return
+    told = len(engine.notes)
     answer, moved = session.answer(ids, engine.new_state(), quiet=json)
+    show_notes(engine.notes[told:])
     if json:
         emit_json(_result(answer, engine.hit_rate, seed) | moved)
     elif stats:

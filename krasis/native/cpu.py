@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from krasis.errors import InputError, KrasisError
 from krasis.native.cores import core_cpus, physical_cores
 from krasis.native.library import cpu_library
 from krasis.native.matrix import Matrix as Matrix
+from krasis.native.tape import Tape
 
 ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 """Instruction sets in the order of `krasis_isa`, best last."""
@@ -61,6 +63,8 @@ class Pool:
         self._handle: int | None = handle
         self._matmul, self._matmul_batch = library.krasis_matmul, library.krasis_matmul_batch
         self._read = library.krasis_read
+        self.tape: Tape | None = None
+        """What is given the calls that `call` makes."""
         self._destroy = weakref.finalize(self, library.krasis_pool_destroy, handle)
         self.threads: int = library.krasis_pool_threads(handle)
         self._pin(library)
@@ -120,6 +124,18 @@ class Pool:
             raise self.error(status, f"{memory.nbytes} bytes")
         return total.value
 
+    def call(self, function: Any, *arguments: Any) -> int:
+        """Call one of `tape.OPERATIONS`, which gives a status."""
+        if self.tape is not None:
+            self.tape.record(function, arguments)
+        status: int = function(self._handle, *arguments)
+        return status
+
+    def keep(self, *memory: object) -> None:
+        """What a call that may be recorded points into."""
+        if self.tape is not None:
+            self.tape.kept += memory
+
     def close(self) -> None:
         """End the threads. Products after this raise KrasisError; closing again does nothing."""
         self._handle = None
@@ -171,8 +187,8 @@ class Linears:
     def _multiply(self, x: Tensor, step: int, m: int, stride: int, k_in: int) -> Tensor:
         pool, columns = self._pool, self._columns
         y = torch.empty((m, columns), dtype=torch.float32, device="cpu")
-        status = self._run(pool.handle, *self._fixed, x.data_ptr(), step, m, stride, k_in, y.data_ptr(), columns)
-        if status:
+        arguments = (*self._fixed, x.data_ptr(), step, m, stride, k_in, y.data_ptr(), columns)
+        if status := pool.call(self._run, *arguments):
             jobs = [(matrix, x, n) for matrix, n in zip(self._matrices, self._n_out, strict=True)]
             raise pool.error(status, _shapes(jobs))
         return y

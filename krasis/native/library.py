@@ -11,7 +11,7 @@ from krasis.errors import KrasisError
 ERROR_ISA = 7
 """The status where this machine lacks the instruction set."""
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 _INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 Signatures = dict[str, tuple[Any, list[Any]]]
@@ -45,10 +45,13 @@ _CPU_SIGNATURES: Signatures = {
         ],
     ),
     "krasis_gate": (_INT, [_POINTER, *[_POINTER, _LONG] * 2, _LONG, _LONG, _INT, _POINTER]),
+    "krasis_add": (_INT, [_POINTER, _POINTER, *[_LONG] * 3, _POINTER]),
+    "krasis_copy": (_INT, [_POINTER, _POINTER, *[_LONG] * 3, _POINTER, _LONG]),
     "krasis_conv": (_INT, [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER]),
     "krasis_route": (_INT, [*[_POINTER] * 3, *[_LONG] * 3, _INT, _INT, _FLOAT, _POINTER, _POINTER]),
     "krasis_delta_net_step": (_INT, [_POINTER, _POINTER, *[_POINTER, _LONG] * 3, _LONG, _POINTER, _POINTER]),
-    "krasis_store_e4m3": (_INT, [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER]),
+    "krasis_store": (_INT, [_POINTER, _POINTER, _LONG, _LONG, *[_INT] * 3, _LONG, _POINTER, _POINTER]),
+    "krasis_replay": (_INT, [_POINTER, _POINTER, _LONG, _LONG]),
     "krasis_attention": (
         _INT,
         [_POINTER, _POINTER, *[_LONG] * 2, *[_POINTER] * 2, _LONG, *[_INT] * 4, _LONG, _FLOAT, _POINTER, _POINTER],

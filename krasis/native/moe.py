@@ -125,7 +125,7 @@ class NativeExperts:
         return call
 
     def _call(self, arguments: tuple[int, ...]) -> None:
-        if status := self._run(self._pool.handle, self._address, *arguments):
+        if status := self._pool.call(self._run, self._address, *arguments):
             raise self._pool.error(status, f"{arguments[1]} tokens, {arguments[5]} of {self._shape.count} experts each")
 
     def _arguments(self, x: Tensor, ids: Tensor, weights: Tensor, y: Tensor) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ are float32 in main memory, the last dimension contiguous; InputError says which
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from krasis.native.cpu import Pool
 from krasis.native.delta_net import DeltaNet
 from krasis.native.library import cpu_library
 
-GATES = {"sigmoid": 0, "silu": 1}
+GATES = {"sigmoid": 0, "silu": 1, "rows": 2}
 SCORES = {"softmax": 0, "sigmoid": 1, "logits": 2}
 MOST_HEAD_DIM = 1024
 """Dimensions of a head that the kernels take."""
@@ -66,10 +67,11 @@ class NativeOps:
         library = cpu_library()
         self._pool = pool
         self._norm, self._gate = library.krasis_norm, library.krasis_gate
+        self._add, self._copy = library.krasis_add, library.krasis_copy
         self._turn_heads, self._turn_latent = library.krasis_turn_heads, library.krasis_turn_latent
         self._conv, self._route = library.krasis_conv, library.krasis_route
         self._delta_net, self._attention = library.krasis_delta_net_step, library.krasis_attention
-        self._store = library.krasis_store_e4m3
+        self._store = library.krasis_store
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[rows, n] -> x / sqrt(mean of x^2 + eps) * weight [n]."""
@@ -77,7 +79,7 @@ class NativeOps:
         rows, n = x.shape
         _check(weight, "weight", (n,))
         y = torch.empty_like(x)
-        self._do(self._norm(self._pool.handle, x.data_ptr(), None, rows, n, weight.data_ptr(), eps, None, y.data_ptr()))
+        self._do(self._norm, x.data_ptr(), None, rows, n, weight.data_ptr(), eps, None, y.data_ptr())
         return y
 
     def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -88,7 +90,7 @@ class NativeOps:
         _check(weight, "weight", (n,))
         out, at = torch.empty_like(x), y.data_ptr()
         arguments = (x.data_ptr(), at, rows, n, weight.data_ptr(), eps, at, out.data_ptr())
-        self._do(self._norm(self._pool.handle, *arguments))
+        self._do(self._norm, *arguments)
         return y, out
 
     def turn_heads(
@@ -108,7 +110,7 @@ class NativeOps:
         q_norm, k_norm = (None, None) if norms is None else (_vector(norm, "norm", dim) for norm in norms)
         _check(x, "x", (tokens, n))
         arguments = (x.data_ptr(), tokens, x.stride(0), *heads, dim, q_norm, k_norm, eps, cos, sin, half)
-        self._do(self._turn_heads(self._pool.handle, *arguments))
+        self._do(self._turn_heads, *arguments)
 
     def turn_latent(self, q: Tensor, kv: Tensor, angles: tuple[Tensor, Tensor], norm: Tensor, eps: float) -> None:
         """The same of latent attention: q [tokens, heads, nope + rope], kv [tokens, rank + rope], norm [rank]."""
@@ -121,17 +123,32 @@ class NativeOps:
             raise InputError(f"q has strides {q.stride()}", expected="heads side by side")
         arguments = (q.data_ptr(), q.stride(0), kv.data_ptr(), kv.stride(0), tokens, heads, dim - 2 * half, rank)
         weight = _vector(norm, "norm", rank)
-        self._do(self._turn_latent(self._pool.handle, *arguments, weight, eps, cos, sin, half))
+        self._do(self._turn_latent, *arguments, weight, eps, cos, sin, half)
 
     def gate(self, x: Tensor, gate: Tensor, kind: str) -> Tensor:
-        """x and gate [rows, n], one of GATES -> [rows, n]. x is up where kind is "silu"."""
+        """x and gate [rows, n], one of GATES -> [rows, n]. "silu": x is up; "rows": gate is [rows, 1]."""
         rows, n = x.shape
         _check(x, "x", (rows, n))
-        _check(gate, "gate", (rows, n))
+        _check(gate, "gate", (rows, 1 if kind == "rows" else n))
         y = torch.empty((rows, n), dtype=torch.float32)
         arguments = (x.data_ptr(), x.stride(0), gate.data_ptr(), gate.stride(0), rows, n, GATES[kind])
-        self._do(self._gate(self._pool.handle, *arguments, y.data_ptr()))
+        self._do(self._gate, *arguments, y.data_ptr())
         return y
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [rows, n], contiguous, to which x, [rows, n] or [n], was added."""
+        rows, n = y.shape
+        one = x.dim() == 1
+        _check(x, "x", (n,) if one else (rows, n))
+        self._do(self._add, x.data_ptr(), 0 if one else x.stride(0), rows, n, _matrix(y, "y", (rows, n)))
+        return y
+
+    def copy(self, x: Tensor, y: Tensor) -> None:
+        """y = x, both [rows, n]."""
+        rows, n = x.shape
+        _check(x, "x", (rows, n))
+        _check(y, "y", (rows, n))
+        self._do(self._copy, x.data_ptr(), x.stride(0), rows, n, y.data_ptr(), y.stride(0))
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """[rows, 2 n] -> up * gate * sigmoid(gate) [rows, n], gate lying beside up."""
@@ -141,7 +158,7 @@ class NativeOps:
         y = torch.empty((rows, n), dtype=torch.float32)
         up = gate + n * y.element_size()
         arguments = (up, stride, gate, stride, rows, n, GATES["silu"], y.data_ptr())
-        self._do(self._gate(self._pool.handle, *arguments))
+        self._do(self._gate, *arguments)
         return y
 
     def conv_silu(self, x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
@@ -151,7 +168,7 @@ class NativeOps:
         weights, states = _matrix(weight, "weight", (width, channels)), _matrix(state, "state", (width - 1, channels))
         y = torch.empty((tokens, channels), dtype=torch.float32)
         arguments = (x.data_ptr(), tokens, x.stride(0), channels, weights, width, states, y.data_ptr())
-        self._do(self._conv(self._pool.handle, *arguments))
+        self._do(self._conv, *arguments)
         return y
 
     def route(
@@ -163,7 +180,7 @@ class NativeOps:
         added = None if bias is None else _vector(bias, "bias", experts)
         ids, weights = torch.empty((tokens, k), dtype=torch.int64), torch.empty((tokens, k), dtype=torch.float32)
         arguments = (logits.data_ptr(), added, tokens, experts, k, SCORES[scores], normalize, scale)
-        self._do(self._route(self._pool.handle, *arguments, ids.data_ptr(), weights.data_ptr()))
+        self._do(self._route, *arguments, ids.data_ptr(), weights.data_ptr())
         return ids, weights
 
     def delta_net(self, qkv: Tensor, z: Tensor, beta_step: Tensor, net: CpuDeltaNet, memory: Tensor) -> Tensor:
@@ -176,24 +193,26 @@ class NativeOps:
         out = torch.empty((tokens, values), dtype=torch.float32)
         given = (part for x in (qkv, z, beta_step) for part in (x.data_ptr(), x.stride(0)))
         form = ctypes.addressof(net.c_struct)  # type: ignore[attr-defined]
-        self._do(self._delta_net(self._pool.handle, form, *given, tokens, state, out.data_ptr()))
+        self._do(self._delta_net, form, *given, tokens, state, out.data_ptr())
         return out
 
-    def store_e4m3(self, values: Tensor, scales: Tensor, at: int, x: Tensor) -> None:
-        """Put x [tokens, heads, dim] into values [rows, heads, dim] and scales [rows, heads, 1] from row `at` on.
+    def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
+        """Put x [tokens, heads, dim] into values [rows, heads, dim] from row `at` on, rounded to nearest even.
 
-        A row and head's scale is max(|x|, 1e-12) / 448. All of it is contiguous but for the tokens of x.
+        Values are float32, bfloat16 or, with scales [rows, heads, 1], e4m3: a row and head's is max(|x|, 1e-12) / 448.
+        All of it is contiguous but for the tokens of x.
         """
         tokens, heads, dim = x.shape
         _check(x, "x", (tokens, heads, dim))
-        _matrix(scales, "scales", (values.shape[0], heads, 1))
         if x.stride(1) != dim and heads > 1:
             x = x.contiguous()
         fits = values.shape[1:] == x.shape[1:] and 0 <= at <= at + tokens <= values.shape[0]
-        if not fits or values.dtype is not torch.float8_e4m3fn or not values.is_contiguous():
+        known = values.dtype in _ROW_TYPES and (values.dtype is torch.float8_e4m3fn) == (scales is not None)
+        if not fits or not known or not values.is_contiguous():
             raise InputError(f"x {tuple(x.shape)} at {at} of {values.dtype} {tuple(values.shape)}")
-        first = (values.data_ptr() + at * heads * dim, scales.data_ptr() + at * heads * scales.element_size())
-        self._do(self._store(x.data_ptr(), tokens, x.stride(0), heads, dim, *first))
+        steps = None if scales is None else _matrix(scales, "scales", (values.shape[0], heads, 1))
+        kind = _ROW_TYPES[values.dtype]
+        self._do(self._store, x.data_ptr(), tokens, x.stride(0), heads, dim, kind, at, values.data_ptr(), steps)
 
     def attention(
         self,
@@ -220,8 +239,9 @@ class NativeOps:
         out = torch.empty((tokens, heads, v_dim), dtype=torch.float32)
         lookback = (length, heads, kv_heads, dim, v_dim, window, scale)
         sink = None if sinks is None else _vector(sinks, "sinks", heads)
-        status = self._attention(
-            self._pool.handle,
+        self._pool.keep(keys, values)
+        self._do(
+            self._attention,
             q.data_ptr(),
             tokens,
             q.stride(0),
@@ -231,11 +251,10 @@ class NativeOps:
             sink,
             out.data_ptr(),
         )
-        self._do(status)
         return out
 
-    def _do(self, status: int) -> None:
-        if status:
+    def _do(self, function: Any, *arguments: Any) -> None:
+        if status := self._pool.call(function, *arguments):
             raise self._pool.error(status)
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from krasis.models.family import Activation, Experts, Heads, Linear
+from krasis.models.family import Activation, Block, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.models.state import Cached
 from krasis.pack.record import TensorSpec
@@ -87,6 +87,14 @@ class Backend(Protocol):
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         """See `Attention`."""
+
+
+@runtime_checkable
+class RunsLayers(Protocol):
+    """A `Backend` that has something to run in place of a model's layers, which do nothing but what it is asked to."""
+
+    def layers(self, blocks: Sequence[Block], tell: Callable[[str], None]) -> Sequence[Block]:
+        """`tell` is told what makes them slow, once that is known."""
 
 
 def rows_of(table: Tensor) -> Linear:

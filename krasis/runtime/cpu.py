@@ -1,6 +1,6 @@
 """The CPU backend: native kernels read the pack's bytes where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from krasis.models.blocks.mlp import ClampedSwiglu, swiglu
-from krasis.models.family import Activation, Experts, Heads, Linear
+from krasis.models.family import Activation, Block, Experts, Heads, Linear
 from krasis.models.ops import Ops
 from krasis.models.state import Cached
-from krasis.native.cpu import Matrix, Pool
+from krasis.native.cpu import Linears, Matrix, Pool
 from krasis.native.moe import ExpertShape, NativeActivation, NativeExperts
 from krasis.native.ops import MOST_HEAD_DIM, NativeOps
+from krasis.pack.record import TensorSpec
 from krasis.runtime.attention import fast_attention
 from krasis.runtime.backend import (
     MOST_TOGETHER,
@@ -23,11 +24,10 @@ from krasis.runtime.backend import (
     each_head,
     rows_of,
     side_by_side,
-    strip_parts,
-    with_beside,
 )
 from krasis.runtime.heads import PackedHeads
 from krasis.runtime.ops import CpuOps
+from krasis.runtime.recorded import Recorded
 from krasis.runtime.rows import store_rows
 
 LAYOUTS = ("cpu", "marlin")
@@ -59,23 +59,22 @@ class CpuBackend:
         if matrix.values is not None and matrix.values.dtype == torch.float32:
             return partial(_float_product, weight=matrix.values)
         if spec.parts == 1:
-            return self.pool.linears([_native(matrix)], [spec.shape[0]])
+            return Product(self._native, self.pool.linears([_native(matrix)], [spec.shape[0]]))
         product = self.pool.linears([_native(matrix)], [spec.padded_shape[0]])
-        return product if spec.shape == spec.padded_shape else lambda x: strip_parts(product(x), spec)
+        return product if spec.shape[0] == spec.padded_shape[0] else lambda x: self._stripped(product(x), spec)
 
     def linears(self, matrices: Sequence[PackedMatrix]) -> Linear:
         if not all(map(_is_native, matrices)):
             return side_by_side([self.linear(matrix) for matrix in matrices])
-        return self.pool.linears(
-            [_native(matrix) for matrix in matrices], [matrix.spec.shape[0] for matrix in matrices]
-        )
+        rows = [matrix.spec.shape[0] for matrix in matrices]
+        return Product(self._native, self.pool.linears([_native(matrix) for matrix in matrices], rows))
 
     def heads(self, matrices: Sequence[PackedMatrix]) -> Heads:
         if not all(map(_is_native, matrices)):
             return PackedHeads(matrices, each_head([self.linear(matrix) for matrix in matrices]))
         rows = matrices[0].spec.shape[0]
         product = self.pool.linears([_native(matrix) for matrix in matrices], [rows] * len(matrices))
-        return PackedHeads(matrices, lambda x: product.each(x).view(x.shape[0], -1, rows))
+        return NativeHeads(self._native, matrices, lambda x: product.each(x).view(x.shape[0], -1, rows))
 
     def experts(
         self, layer: int, records: ExpertRecords, activation: Activation, beside: Linear | None
@@ -86,18 +85,60 @@ class CpuBackend:
             return None
         shape = ExpertShape(records.count, records.stride, w13.spec.shape[1], w2.spec.shape[1])
         b13, b2 = (records.first[name].values if name in records.first else None for name in ("b13", "b2"))
-        return with_beside(NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2), beside)
+        routed = NativeExperts(self.pool, _native(w13), _native(w2), shape, native, b13, b2)
+        return routed if beside is None else lambda x, *chosen: self._native.add(routed(x, *chosen), beside(x))
 
     def store(self, values: Tensor, scales: Tensor | None, at: int, x: Tensor) -> None:
-        if scales is None:
+        if scales is None and x.shape[0] > FEW_TOKENS:
             store_rows(values, scales, at, x)
         else:
-            self._native.store_e4m3(values, scales, at, x)
+            self._native.store(values, scales, at, x)
 
     def attention(self, q: Tensor, k: Cached, v: Cached, scale: float, window: int, sinks: Tensor | None) -> Tensor:
         if q.shape[0] > FEW_TOKENS or max(q.shape[-1], v.values.shape[-1]) > MOST_HEAD_DIM:
             return fast_attention(q, k, v, scale, window, sinks)
         return self._native.attention(q, (k.values, k.scales), (v.values, v.scales), scale, window, sinks)
+
+    def layers(self, blocks: Sequence[Block], tell: Callable[[str], None]) -> Sequence[Block]:
+        return [Recorded(blocks, self.pool, tell)]
+
+    def _stripped(self, y: Tensor, spec: TensorSpec) -> Tensor:
+        """See `strip_parts`."""
+        rows, parts = len(y), spec.parts
+        out = torch.empty((rows, spec.shape[0]), dtype=torch.float32)
+        every = out.view(rows * parts, -1)
+        self._native.copy(y.view(rows * parts, -1)[:, : every.shape[1]], every)
+        return out
+
+
+class Product:
+    """Implements `krasis.models.family.Linear` and `TakesBias`."""
+
+    def __init__(self, native: NativeOps, linears: Linears) -> None:
+        self._native, self._linears = native, linears
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linears(x)
+
+    def biased(self, bias: Tensor) -> Linear:
+        return lambda x: self._native.add(self._linears(x), bias)
+
+
+class NativeHeads(PackedHeads):
+    """Their product and what stays beside it are put together natively."""
+
+    def __init__(self, native: NativeOps, matrices: Sequence[PackedMatrix], product: Linear) -> None:
+        super().__init__(matrices, product)
+        self._native = native
+
+    def leading(self, x: Tensor) -> Tensor:
+        n, k = self._matrices[0].spec.shape
+        tokens, heads, dim = x.shape
+        out = torch.empty((tokens, heads, n + dim - k), dtype=torch.float32)
+        flat = out.view(tokens * heads, -1)
+        self._native.copy(self(x[..., :k]).view(tokens * heads, n), flat[:, :n])
+        self._native.copy(x[..., k:].flatten(0, 1), flat[:, n:])
+        return out
 
 
 def _float_product(x: Tensor, weight: Tensor) -> Tensor:

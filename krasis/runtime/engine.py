@@ -12,7 +12,7 @@ from krasis.models.conform import check_pack, read_spec
 from krasis.pack.progress import Progress, Silent
 from krasis.pack.reader import Pack
 from krasis.runtime import plan as planning
-from krasis.runtime.backend import Backend, KvDtype
+from krasis.runtime.backend import Backend, KvDtype, RunsLayers
 from krasis.runtime.drafts import Costs, Learnt
 from krasis.runtime.machine import available_ram
 from krasis.runtime.moments import Moments, left_beside, moe_shapes
@@ -34,7 +34,8 @@ class Coming:
 class Engine:
     """Runs sequences of at most `context` tokens, `sequences` of them together where results stay the same bit for bit.
 
-    `plan` and `notes` say what it takes, `segments` what it reads of the pack, `layers` what each layer remembers.
+    `plan` and `notes` say what it takes, to which the first step may add; `segments` what it reads of the pack, and
+    `layers` what each layer remembers.
 
     `runs_ahead`: a step returns before it is done, and may be given the token that another one is still to choose.
     `load` "copied" reads the weights into memory of their own, telling `progress`. `trace` counts what the router
@@ -77,6 +78,8 @@ class Engine:
         self.moments = Moments(shapes) if moments else None
         weights = PackWeights(pack, backend, layout=layout, tracer=self.tracer, moments=self.moments)
         self.model = self._family.build(self.spec, weights)
+        if isinstance(backend, RunsLayers) and self.tracer is None and self.moments is None:
+            self.model.blocks = backend.layers(self.model.blocks, self.notes.append)
         self.costs: Costs = Learnt(routed_share(self.spec, self.segments))
 
     @property

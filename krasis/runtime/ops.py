@@ -48,6 +48,9 @@ class CpuOps(TorchOps):
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
         return self.native.gate(x, gate, "sigmoid")
 
+    def open_rows(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.native.gate(x, gate, "rows")
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return self.native.swiglu(gate_up)
 

@@ -131,11 +131,13 @@ def _block_width(manifest: Manifest) -> int:
 
 def _workspace(spec: ModelSpec, layers: list[LayerState], width: int, context: int, sequences: int) -> int:
     # An upper bound on what one block holds at once: a few float32 rows a token, and attention over the context, whose
-    # keys and values are widened to float32, once more where sinks or padding join them.
+    # keys and values are widened to float32, once more where sinks or padding join them; and on what all blocks hold of
+    # the one token that is replayed.
+    block = 16 * spec.hidden_size + 3 * width
     chunk = max(min(context, PREFILL_CHUNK), sequences)
     caches = [layer for layer in layers if isinstance(layer, Cache)]
     widest = max((max(layer.expanded, sum(heads * dim for heads, dim in layer.rows)) for layer in caches), default=0)
-    return 4 * (chunk * (16 * spec.hidden_size + 3 * width + context) + 2 * context * widest + spec.vocab_size)
+    return 4 * (chunk * (block + context) + spec.num_layers * block + 2 * context * widest + spec.vocab_size)
 
 
 def gib(size: int) -> str:

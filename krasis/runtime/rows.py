@@ -25,6 +25,11 @@ class Rows:
         self._values = torch.empty(capacity, *shape, dtype=_DTYPES[kind])
         self._scales = torch.empty(capacity, shape[0], 1) if kind == "fp8" else None
 
+    @property
+    def end(self) -> int:
+        """Positions before this one have room where it lies. It only grows, and with it all rows move."""
+        return self._start + self._capacity
+
     def extend(self, position: int, x: Tensor, first: int) -> Cached:
         """Store x [tokens, heads, dim] from `position` on; the rows from `first` to its end: views.
 
@@ -33,7 +38,7 @@ class Rows:
         if first < self._start:
             raise KrasisError(f"position {first} of the sequence is gone", expected=f"{self._start} or later")
         end = position + x.shape[0]
-        if end > self._start + self._capacity:
+        if end > self.end:
             self._drop(first, position)
         self._store(self._values, self._scales, position - self._start, x)
         seen = slice(first - self._start, end - self._start)

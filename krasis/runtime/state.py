@@ -45,6 +45,8 @@ class SequenceState:
             else []
             for layer in layers
         ]
+        windows = (isinstance(layer, Cache) and layer.window for layer in layers)
+        self._moving = [rows[0] for rows, window in zip(self._rows, windows, strict=True) if window]
         self._recurrent = [
             tuple(map(torch.zeros, layer.shapes)) if isinstance(layer, Recurrent) else () for layer in layers
         ]
@@ -124,6 +126,11 @@ class SequenceState:
             raise FitError(f"the sequence needs {end} positions", expected=f"at most {self.capacity} were planned")
         if self._lost:
             raise KrasisError("recurrent layers remember tokens that were taken back", expected="a new state")
+
+    @property
+    def room(self) -> int:
+        """The position of the first token for which rows have to move. While it is the same, all lie where they did."""
+        return min((rows.end for rows in self._moving), default=self.capacity)
 
     def extend(self, layer: int, *rows: Tensor) -> tuple[Cached, ...]:
         """See `OneSequence`. Raises FitError past the capacity."""
