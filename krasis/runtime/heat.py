@@ -45,7 +45,7 @@ def measure(
     return partial.texts
 
 
-def check_enough(windows: Sequence[int], size: int, where: str | None = None) -> None:
+def check_enough(windows: Sequence[int], size: int, where: str = "") -> None:
     """Raises InputError where no text has so many windows that one of them is held out."""
     if max(windows) < HOLD_OUT:
         expected = f"at least {HOLD_OUT} windows of {size} tokens in a file, one of which is held out"
