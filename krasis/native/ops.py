@@ -240,17 +240,8 @@ class NativeOps:
         lookback = (length, heads, kv_heads, dim, v_dim, window, scale)
         sink = None if sinks is None else _vector(sinks, "sinks", heads)
         self._pool.keep(keys, values)
-        self._do(
-            self._attention,
-            q.data_ptr(),
-            tokens,
-            q.stride(0),
-            ctypes.addressof(keys),
-            ctypes.addressof(values),
-            *lookback,
-            sink,
-            out.data_ptr(),
-        )
+        given = (q.data_ptr(), tokens, q.stride(0), ctypes.addressof(keys), ctypes.addressof(values))
+        self._do(self._attention, *given, *lookback, sink, out.data_ptr())
         return out
 
     def _do(self, function: Any, *arguments: Any) -> None:
