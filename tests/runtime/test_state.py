@@ -1,5 +1,6 @@
 """What a sequence's state keeps, how exactly, and for how many tokens."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -170,6 +171,20 @@ def test_recurrent_tensors_are_zeros_that_stay_as_they_are_left():
 SHAPE = st.tuples(st.integers(1, 5), st.integers(1, 9))
 CACHE = st.builds(Cache, st.lists(SHAPE, min_size=1, max_size=3).map(tuple), st.integers(0, 60))
 RECURRENT = st.builds(Recurrent, st.lists(SHAPE, min_size=1, max_size=2).map(tuple))
+
+
+def test_rows_outlive_their_layer_only_where_they_may_be_run_again():
+    """Those of a prompt are large."""
+    state = SequenceState([Recurrent(((2, 3),))], 8, 8, "f32", None)
+
+    def given():
+        rows = torch.zeros(4, 3)
+        state.each(lambda sequence, x: sequence.recurrent(0)[0] + x.sum(), rows)
+        return weakref.ref(rows)
+
+    assert given()() is None
+    state.attempt()
+    assert given()() is not None
 
 
 def tensors(found):
