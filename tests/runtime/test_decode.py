@@ -5,23 +5,20 @@ from contextlib import closing
 from itertools import islice
 
 import pytest
-import torch
 from cuda_devices import DEVICES
+from hybrid_engines import hybrid_engine
 from msgspec.structs import replace
 
 from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
-from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.decode import decode
 from krasis.runtime.drafts import Drafter, Learnt, Planned
 from krasis.runtime.generate import generate
-from krasis.runtime.placement.outline import outline
-from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 from krasis.runtime.sampler import Sampler, Sampling
 from krasis.runtime.tokenizer import Tokenizer
 
-ROOMY, CONTEXT, PROMPTED, MOST = 8 << 30, 96, 8, 6
+CONTEXT, PROMPTED, MOST = 96, 8, 6
 GREEDY, DRAWN = Sampling(), Sampling(temperature=0.8, top_k=50, top_p=0.9, seed=3)
 
 
@@ -34,11 +31,7 @@ def opened(request, open_engine):
     def make(path, context=CONTEXT, **options):
         if request.param == "native":
             return open_engine(path, context=context)
-        pack = Pack(path)
-        found = outline(pack.manifest)
-        placed = with_residents(plan(found, REFERENCE, None, Wishes((ROOMY,), context, "bf16", PROMPT)), found, 0.5)
-        options = {"context": context, "vram": ROOMY, "threads": 1, "placement": placed, "rates": REFERENCE} | options
-        engines.append(CudaEngine(pack, torch.device(request.param), **options))
+        engines.append(hybrid_engine(path, request.param, 0.5, context, **options))
         return engines[-1]
 
     yield make

@@ -5,18 +5,17 @@ import dataclasses
 import pytest
 import torch
 from cuda_devices import DEVICES, on_devices
+from hybrid_engines import apart, hybrid_engine, prefilled
 from msgspec.structs import replace
 
 from krasis.errors import FitError, KrasisError
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda import refit, store
-from krasis.runtime.cuda.engine import PROMPT, CudaEngine
+from krasis.runtime.cuda.engine import CudaEngine
 from krasis.runtime.cuda.room import free_bytes
-from krasis.runtime.placement.outline import outline
-from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 
-ROOMY, CONTEXT = 8 << 30, 96
+CONTEXT = 96
 PREFILLED, DECODED = 16, 2
 HOT, HALF, COLD = 1.0, 0.5, 0.0
 
@@ -42,20 +41,8 @@ def hybrid():
     """(pack, device, share of experts that are resident) -> an engine, closed in the end."""
     engines = []
 
-    def make(path, device, share, *, kv="bf16", chunk=None, **options):
-        pack = Pack(path)
-        found = outline(pack.manifest)
-        placed = with_residents(plan(found, REFERENCE, None, Wishes((ROOMY,), CONTEXT, kv, PROMPT)), found, share)
-        placed = dataclasses.replace(placed, chunk=chunk or placed.chunk)
-        options = {
-            "context": CONTEXT,
-            "vram": ROOMY,
-            "kv": kv,
-            "threads": 1,
-            "placement": placed,
-            "rates": REFERENCE,
-        } | options
-        engines.append(CudaEngine(pack, torch.device(device), **options))
+    def make(path, device, share, **options):
+        engines.append(hybrid_engine(path, device, share, CONTEXT, **options))
         return engines[-1]
 
     yield make
@@ -63,29 +50,8 @@ def hybrid():
         engine.close()
 
 
-@dataclasses.dataclass
-class Forced:
-    """A crossover that has prompts meet experts in one way."""
-
-    way: str
-
-    def best(self, tokens):
-        return "few" if tokens == 1 else self.way
-
-
-def prefilled(engine, ids, way="whole"):
-    engine.runner.ways = Forced(way)
-    state = engine.new_state()
-    return engine.logits(engine.all_hidden(ids, state)), state
-
-
 def decoded(engine, ids, state):
     return torch.stack([engine.last_logits([token], state).cpu() for token in ids])
-
-
-def apart(found, expected):
-    """Share of the norm."""
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,19 @@
 """Residents that follow the text: tables and bytes stay right while experts come and go, and so do results."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from cuda_devices import on_devices
+from hybrid_engines import apart, hybrid_engine, prefilled
 from msgspec.structs import replace
 
 from krasis.heat import following
 from krasis.pack.reader import Pack
 from krasis.runtime.cuda import follow
-from krasis.runtime.cuda.engine import PROMPT, CudaEngine
 from krasis.runtime.cuda.residents import records_of
-from krasis.runtime.placement.outline import outline
-from krasis.runtime.placement.plan import Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 
-ROOMY, CONTEXT = 8 << 30, 96
+CONTEXT = 96
 PREFILLED, DECODED = 8, 9
 END = PREFILLED + DECODED
 BY_BOTH = replace(REFERENCE, hand_off_s=20e-6, pcie=1e9, host_read=1e9, together=2e9)
@@ -41,11 +37,7 @@ def hybrid(monkeypatch):
     engines = []
 
     def make(path, device, residency="follow", share=0.5, **options):
-        pack = Pack(path)
-        found = outline(pack.manifest)
-        placed = with_residents(plan(found, REFERENCE, None, Wishes((ROOMY,), CONTEXT, "bf16", PROMPT)), found, share)
-        options = {"placement": placed, "rates": REFERENCE, "residency": residency, "threads": 1} | options
-        engines.append(CudaEngine(pack, torch.device(device), context=CONTEXT, vram=ROOMY, **options))
+        engines.append(hybrid_engine(path, device, share, CONTEXT, residency=residency, **options))
         return engines[-1]
 
     yield make
@@ -56,24 +48,6 @@ def hybrid(monkeypatch):
 @pytest.fixture(scope="module")
 def ids(text_ids):
     return text_ids["dev-docs.txt"][:CONTEXT]
-
-
-@dataclasses.dataclass
-class Forced:
-    way: str
-
-    def best(self, tokens):
-        return "few" if tokens == 1 else self.way
-
-
-def prefilled(engine, ids, way="whole"):
-    engine.runner.ways = Forced(way)
-    state = engine.new_state()
-    return engine.logits(engine.all_hidden(ids, state)), state
-
-
-def apart(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 def right(found, expected):

@@ -1,11 +1,11 @@
 """Dense weights that pass through the device: what lies where and when, and that nothing else of a model changes."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cuda_devices import on_devices
+from hybrid_engines import ROOMY, Forced
 from watched_lanes import Watched
 
 from krasis.errors import KrasisError
@@ -21,7 +21,7 @@ from krasis.runtime.placement.outline import outline
 from krasis.runtime.placement.plan import PlacementError, Wishes, plan, with_residents
 from krasis.runtime.rates import REFERENCE
 
-CONTEXT, ROOMY = 96, 8 << 30
+CONTEXT = 96
 PREFILLED, DECODED = 12, 2
 
 
@@ -65,7 +65,7 @@ def logits(ids):
         placement = dataclasses.replace(placement, chunk=chunk or placement.chunk)
         options = {"context": CONTEXT, "vram": ROOMY, "threads": 1, "placement": placement, "rates": REFERENCE}
         engines.append(engine := CudaEngine(pack, torch.device(device), **options))
-        engine.runner.ways = SimpleNamespace(best=lambda tokens: "few" if tokens == 1 else way)
+        engine.runner.ways = Forced(way)
         state = engine.new_state()
         prompt = engine.logits(engine.all_hidden(ids[:PREFILLED], state))
         tokens = [engine.last_logits([token], state).cpu() for token in ids[PREFILLED:]]
