@@ -1,11 +1,10 @@
 """The CPU as the GPU's colleague: what of a few tokens' experts is not on the device is posted to it."""
 
 import torch
-from torch import Tensor
 
 from krasis.models.family import Activation
 from krasis.native.cuda.gemm import MOST_FEW
-from krasis.native.cuda.mailbox import TIMEOUT, DeviceMailbox, Split
+from krasis.native.cuda.mailbox import TIMEOUT, DeviceMailbox
 from krasis.native.moe import NativeExperts
 from krasis.native.server import Mailbox, Server, Work
 from krasis.pack.reader import Pack
@@ -17,46 +16,30 @@ from krasis.runtime.weights import PackWeights
 class Colleague:
     """Answers posts of tokens that choose `chosen` experts, for the layers that were assigned to it once it is open.
 
-    A post that is not answered within `timeout` seconds is given up.
+    They are made through `mailbox`, a layer going by its `number`. One that is not answered within `timeout` seconds is
+    given up.
     """
 
     def __init__(
         self, cpu: CpuBackend, chosen: int, hidden: int, device: torch.device, timeout: float = TIMEOUT
     ) -> None:
         self._cpu = cpu
-        self._number: dict[int, int] = {}
+        self.number: dict[int, int] = {}
         self._layers: list[NativeExperts] = []
         self._box = Mailbox(MOST_FEW, chosen, hidden)
-        self._device = DeviceMailbox(self._box, device, timeout)
+        self.mailbox = DeviceMailbox(self._box, device, timeout)
         self._server: Server | None = None
 
     def assign(self, layer: int, segment: str, pack: Pack, activation: Activation) -> None:
         """Take care of the experts of a segment, of `layer`."""
         experts = PackWeights(pack, self._cpu, layout=LAYOUT).experts(segment, activation)
         assert isinstance(experts, NativeExperts)
-        self._number[layer] = len(self._layers)
+        self.number[layer] = len(self._layers)
         self._layers.append(experts)
 
     def open(self) -> None:
         """Answer from now on."""
         self._server = Server(self._cpu.pool, self._layers, self._box)
-
-    def post(
-        self,
-        layer: int,
-        x: Tensor,
-        ids: Tensor,
-        weights: Tensor,
-        where: Tensor,
-        split: Split | None = None,
-        uses: Tensor | None = None,
-    ) -> None:
-        """See `DeviceMailbox.post`."""
-        self._device.post(self._number[layer], x, ids, weights, where, split, uses)
-
-    def wait_add(self, out: Tensor) -> None:
-        """See `DeviceMailbox.wait_add`."""
-        self._device.wait_add(out)
 
     def wake(self) -> None:
         """Posts will come soon."""
@@ -64,25 +47,11 @@ class Colleague:
             self._server.wake()
 
     @property
-    def missed(self) -> int:
-        """See `DeviceMailbox.missed`."""
-        return self._device.missed
-
-    @property
-    def waited(self) -> float:
-        """See `DeviceMailbox.waited`."""
-        return self._device.waited
-
-    @property
     def work(self) -> Work:
         """What the CPU did so far."""
         return Work() if self._server is None else self._server.work
 
-    def check(self) -> None:
-        """Raises KrasisError if the CPU failed or did not answer, once the device is done with what it was given."""
-        self._device.check()
-
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        self._device.close()
+        self.mailbox.close()

@@ -167,9 +167,9 @@ class CudaEngine(Engine):
         routed = self.runner.decoded * len(self.experts_of) * self.chosen
         found = Traffic(self.stream.copied, self._dense.copied, routed)
         if self._colleague is not None:
-            done, missed, waited = self._colleague.work.all, self._colleague.missed, self._colleague.waited
-            found = replace(found, missed=missed, missed_if_static=missed)
-            found = replace(found, cpu_read=done.read, cpu_s=done.seconds, waited_s=waited)
+            mailbox, done = self._colleague.mailbox, self._colleague.work.all
+            found = replace(found, missed=mailbox.missed, cpu_read=done.read, cpu_s=done.seconds)
+            found = replace(found, missed_if_static=found.missed, waited_s=mailbox.waited)
         if (follow := self.runner.follow) is not None:
             found = replace(found, missed_if_static=follow.missed_if_static(), exchanged=follow.copied)
         return found - self._before
@@ -231,7 +231,7 @@ class CudaEngine(Engine):
         def get() -> int:
             wait()
             if self._colleague is not None:
-                self._colleague.check()
+                self._colleague.mailbox.check()
             return int(landed)
 
         return Coming(ids, get)
@@ -268,7 +268,7 @@ class CudaEngine(Engine):
         """Raises KrasisError if the CPU failed the GPU."""
         if self._colleague is not None:
             self._synchronize()
-            self._colleague.check()
+            self._colleague.mailbox.check()
 
     def _synchronize(self) -> None:
         """Wait for the device."""

@@ -57,14 +57,14 @@ class Hybrid:
         records, first = self._residents.table[layer], None
         if colleague is not None:
             where, uses = self._residents.where[layer], self._residents.decoded.get(layer)
-            colleague.post(layer, x, ids, weights, where, split, uses)
+            colleague.mailbox.post(colleague.number[layer], x, ids, weights, where, split, uses)
             if split is not None:
                 records, first, ids = split.records, split.first, split.pairs
         experts_few(form, records, x, ids, weights, h, out, self._scratch, first=first)
         if beside is not None:
             add_product(beside, out, x)
         if colleague is not None:
-            colleague.wait_add(out)
+            colleague.mailbox.wait_add(out)
         return out
 
     def _many(
