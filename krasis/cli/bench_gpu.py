@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from krasis.cli.bench_figures import bytes_read, config_of, drafts_of, speeds, tell, verdict
 from krasis.cli.console import Reporter, human
-from krasis.cli.moved import paths, waited_s
+from krasis.cli.moved import paths
 from krasis.cli.options import show_notes
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bench(
 def _result(engine: "CudaEngine", measured: "HybridMeasured") -> dict[str, Any]:
     import msgspec
 
-    from krasis.runtime.cuda.bench import ceilings, decode_traffic, phases
+    from krasis.runtime.cuda.bench import ceilings, decode_traffic, phases, waited_s
 
     runs = [found.run for found in measured.runs]
     found, allowed, moved = speeds(runs), ceilings(engine, measured.runs), decode_traffic(measured.runs)

@@ -44,7 +44,7 @@ class Watch:
         import msgspec
 
         from krasis.runtime.bench import Run
-        from krasis.runtime.cuda.bench import HybridRun, phases
+        from krasis.runtime.cuda.bench import HybridRun, phases, waited_s
         from krasis.runtime.cuda.engine import CudaEngine
 
         if not isinstance(self.engine, CudaEngine):
@@ -54,8 +54,3 @@ class Watch:
         runs = [HybridRun(run, between - before, after - between)]
         rates = msgspec.to_builtins(self.engine.rates)
         return {"phases": phases(self.engine, runs), "waited_s_per_token": waited_s(runs), "rates": rates}
-
-
-def waited_s(runs: list[Any]) -> float:
-    """Seconds that a token waited for the CPU."""
-    return float(sum(found.decode.waited_s for found in runs) / sum(found.run.decoded for found in runs))

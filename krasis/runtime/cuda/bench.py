@@ -37,6 +37,11 @@ def decode_traffic(runs: list[HybridRun]) -> Traffic:
     return reduce(add, (found.decode for found in runs))
 
 
+def waited_s(runs: list[HybridRun]) -> float:
+    """Seconds that a token waited for the CPU."""
+    return decode_traffic(runs).waited_s / sum(found.run.decoded for found in runs)
+
+
 def measure(
     engine: CudaEngine, ids: list[int], prompt: int, runs: int, progress: Progress, *, drafts: bool
 ) -> HybridMeasured:
