@@ -91,15 +91,17 @@ void Moe::place() {
 
 void Moe::work(int thread) {
     quantize(thread);
+    if (batches_.empty())
+        return;
+    Warmer warmer = this->warmer(batches_.front(), false, thread);
+    pool_.meet(thread, warmer);
     for (const Batch &batch : batches_) {
-        Warmer first = this->warmer(batch, false, thread);
-        pool_.meet(thread, first);
         if (call_.m > 1) {
             gather(batch, thread);
-            pool_.meet(thread, first);
+            pool_.meet(thread, warmer);
         }
         multiply(batch, false, thread);
-        Warmer warmer = this->warmer(batch, true, thread);
+        warmer = this->warmer(batch, true, thread);
         pool_.meet(thread, warmer);
         if (thread == 0)
             taken_[false] = 0;
